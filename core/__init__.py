@@ -1,0 +1,1 @@
+"""The nouns and protocols every room shares. Imports the standard library and pydantic only."""

@@ -1,0 +1,55 @@
+"""JSON text and content keys: one place that decides what equal content means."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import Any
+
+_KEY_BYTES = 16
+
+
+def dumps(value: Any) -> str:
+    """Compact JSON in the order given. Non-ASCII text stays readable; lone surrogates are escaped so that UTF-8 can hold them."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+    return text
+
+
+def canonical(value: Any) -> str:
+    """Compact JSON with sorted keys: equal values give equal text whatever their key order."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, ensure_ascii=True, separators=(",", ":"), sort_keys=True)
+    return text
+
+
+loads: Callable[[str], Any] = json.loads
+
+
+def chain_key(parent: str, *parts: str) -> str:
+    """The key of content that follows `parent`, part by part: 32 hex digits.
+
+    chain_key(p, a, b) == chain_key(chain_key(p, a), b), so a message's key is the same however it is reached. Without
+    parts the key is the parent's; the root is chain_key("").
+    """
+    key = parent
+    for part in parts:
+        key = blake2b(f"{key}\n{part}".encode(), digest_size=_KEY_BYTES).hexdigest()
+    return key or blake2b(b"", digest_size=_KEY_BYTES).hexdigest()
+
+
+def content_key(*parts: str) -> str:
+    """A key for an unordered use of content: the parts joined unambiguously, 32 hex digits."""
+    digest = blake2b(digest_size=_KEY_BYTES)
+    for part in parts:
+        encoded = part.encode()
+        digest.update(len(encoded).to_bytes(8, "big"))
+        digest.update(encoded)
+    return digest.hexdigest()

@@ -1,0 +1,57 @@
+"""The four protocols, one method each. Any object or function of the right shape will do; no base class is needed.
+
+Optional attributes that the toolkit reads where they are present, on any of them:
+`fingerprint: str` (policy, environment) identifies configuration, so that recorded answers are reused only where they apply;
+`name: str` and `version: str` (verifier) travel with every score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+
+if TYPE_CHECKING:
+    from counterplay.core.budget import Budget
+    from counterplay.core.nouns import Message, Proposal, Score, State, Step, Trajectory
+
+first_draw: ContextVar[int] = ContextVar("first_draw", default=0)
+"""How many proposals this search has already drawn from the state a policy is being asked about. A policy that derives
+its random seed from (its own seed, state key, first_draw + i) samples the same at any concurrency and after any restart."""
+
+
+@runtime_checkable
+class Policy(Protocol):
+    async def propose(self, state: State, n: int) -> Sequence[Proposal]:
+        """Up to `n` candidate actions for `state`, drawn independently; may hold equal actions; empty where it has none."""
+        ...
+
+
+@runtime_checkable
+class Environment(Protocol):
+    async def step(self, state: State, action: Message) -> Step:
+        """Execute the tool calls of `action` in `state` and say what followed. A tool's own error is an observation."""
+        ...
+
+
+Opinion: TypeAlias = "Score | float | None"
+
+
+class Verifier(Protocol):
+    def __call__(self, trajectory: Trajectory, /) -> Opinion | Awaitable[Opinion]:
+        """How good a trajectory or a prefix of one is, in [0, 1]; None where the verifier has no opinion on it."""
+        ...
+
+
+Search: TypeAlias = "Callable[[State, Policy, Environment, Verifier, Budget], Awaitable[Any]]"
+"""Any search: a function of a state, a policy, an environment, a verifier and a budget whose result is a `SearchTree`."""
+
+
+def fingerprint_of(part: object) -> str:
+    """The configuration identity of a policy, environment or verifier: its `fingerprint`, else `name@version`, else its qualified name."""
+    declared = getattr(part, "fingerprint", None)
+    if isinstance(declared, str):
+        return declared
+    kind = part if hasattr(part, "__qualname__") else type(part)
+    name = getattr(part, "name", None) or f"{kind.__module__}:{kind.__qualname__}"
+    return f"{name}@{getattr(part, 'version', '')}"

@@ -1,0 +1,1 @@
+"""From trees to trained tokens: rows, datasets, training recipes and before/after evaluation."""

@@ -46,3 +46,17 @@ class SearchRecord:
     config: Mapping[str, Any] = field(default_factory=dict)
     stopped: str = ""
     used: Amounts = field(default_factory=Amounts)
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """Input that could not be taken in, and why: a row of the quarantine. `line` is 1-based, None where the format has no lines.
+
+    `raw` is the beginning of the offending input, decoded with replacement characters.
+    """
+
+    uri: str
+    reason: str
+    line: int | None = None
+    byte_offset: int = 0
+    raw: str = ""

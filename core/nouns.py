@@ -18,7 +18,7 @@ from typing import Any, Literal, Self, TypeAlias, cast
 from counterplay.core.canonical import canonical, chain_key, dumps, loads
 from counterplay.core.effects import EXTERNAL, Effect
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 Role: TypeAlias = Literal["system", "developer", "user", "assistant", "tool"]
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -160,7 +160,7 @@ class Message:
 
     @cached_property
     def signature(self) -> str:
-        """What this action does, apart from ids, key order and surrounding white space: the tool calls where there are any, else the text."""
+        """What this action does, whatever its ids, key order and white space: the tool calls where there are any, else the text."""
         if self.tool_calls:
             return "; ".join(call.signature for call in self.tool_calls)
         return f"say({' '.join(self.content_text.split())})"
@@ -391,8 +391,11 @@ class Call:
 
 @dataclass(frozen=True)
 class SubTrajectory:
-    """A context of its own inside a trace. `parent_step` is the main step that started it; `continues` the index (0 is the main
-    trajectory) of the context it took over from after a compaction. None means unknown or not applicable."""
+    """A context of its own inside a trace. None means unknown or not applicable.
+
+    `parent_step` is the main step that started it; `continues` the index (0 is the main trajectory, 1 the first sub-trajectory)
+    of the context it took over from after a compaction.
+    """
 
     trajectory: Trajectory
     agent: str = ""

@@ -1,0 +1,115 @@
+"""Finding verifiers: built in, installed as plugins (entry points in the group `counterplay.verifiers`), or named `module:attr`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, cast
+
+from counterplay.core.errors import UserError
+from counterplay.core.journal import verifier_identity
+from counterplay.core.protocols import Verifier
+
+GROUP = "counterplay.verifiers"
+BUILT_IN = {
+    "outcome": "counterplay.verifiers.outcome:outcome",
+    "tool_calls": "counterplay.verifiers.tool_calls:ToolCallRules",
+    "ledger": "counterplay.verifiers.ledger:LedgerRules",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """One verifier that can be named. `origin` is `built-in` or the distribution that ships it."""
+
+    name: str
+    target: str
+    origin: str
+
+
+def available() -> list[Listing]:
+    """Every verifier that can be given by name, built-in ones first. Nothing is imported."""
+    built_in = [Listing(name, target, "built-in") for name, target in BUILT_IN.items()]
+    return built_in + [Listing(point.name, point.value, _distribution(point)) for point in _plugins()]
+
+
+def load(spec: str) -> Verifier:
+    """The verifier `spec` names: a known name, or `module:attr`. A class is instantiated without arguments.
+
+    Raises UserError where the name is unknown, the module can't be imported, or what it holds can't be called.
+    """
+    if ":" in spec:
+        return _callable(resolve(spec, "verifier"), spec)
+    if spec in BUILT_IN:
+        return _callable(resolve(BUILT_IN[spec], "verifier"), spec)
+    for point in _plugins():
+        if point.name == spec:
+            return _callable(_load_plugin(point), spec)
+    known = [listing.name for listing in available()]
+    close = difflib.get_close_matches(spec, known)
+    hint = f"Did you mean {close[0]}?" if close else "List them with: counterplay verifiers list"
+    raise UserError(f"got verifier {spec!r}", f"one of {', '.join(known)}, or module:attr", hint)
+
+
+def resolve(spec: str, what: str) -> Any:
+    """The object `module:attr` names, with the working directory importable as `python -m` would have it.
+
+    Raises UserError, with what failed, where there is no such module or attribute.
+    """
+    module_name, _, path = spec.partition(":")
+    if os.getcwd() not in sys.path:  # noqa: PTH109  sys.path holds strings
+        sys.path.insert(0, os.getcwd())  # noqa: PTH109
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UserError(
+            f"got {what} {spec!r}, whose module can't be imported: {error}", "module:attr", "Is it installed, or in this folder?"
+        ) from error
+    except Exception as error:
+        raise UserError(
+            f"got {what} {spec!r}, whose module fails on import: {type(error).__name__}: {error}", "a module that imports"
+        ) from error
+    for name in path.split("."):
+        if not hasattr(found, name):
+            close = difflib.get_close_matches(name, dir(found))
+            hint = f"Did you mean {close[0]}?" if close else ""
+            raise UserError(f"got {what} {spec!r}, but {module_name} has no {name!r}", "module:attr", hint)
+        found = getattr(found, name)
+    return found
+
+
+def _plugins() -> Iterator[EntryPoint]:
+    return iter(sorted(entry_points(group=GROUP), key=lambda point: point.name))
+
+
+def _distribution(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else "plugin"
+
+
+def _load_plugin(point: EntryPoint) -> Any:
+    try:
+        return point.load()
+    except Exception as error:
+        got = f"verifier plugin {point.name!r} of {_distribution(point)} fails on import: {type(error).__name__}: {error}"
+        raise UserError(got, "a plugin that imports", "Re-install it, or leave it out.") from error
+
+
+def _callable(found: Any, spec: str) -> Verifier:
+    if inspect.isclass(found):
+        try:
+            found = found()
+        except TypeError as error:
+            raise UserError(
+                f"got verifier class {spec!r} that needs arguments: {error}", "a callable, or a class without required arguments"
+            ) from error
+    if not callable(found):
+        raise UserError(f"got verifier {spec!r}, a {type(found).__name__}", "a callable of one trajectory")
+    if not verifier_identity(found)[0]:
+        raise UserError(f"got verifier {spec!r} without a name", "a function or an object with a `name`")
+    return cast("Verifier", found)

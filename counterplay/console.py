@@ -1,0 +1,124 @@
+"""What a person sees and what a machine reads: tables and progress on a terminal, one JSON object with `--json`.
+
+Progress and errors go to stderr, results to stdout, so that a pipe only ever receives results.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from counterplay.core.errors import CounterplayError
+
+out = Console()
+err = Console(stderr=True)
+
+
+class Ticker:
+    """One progress bar. `total` None shows activity without an end."""
+
+    def __init__(self, progress: Progress, task: Any) -> None:
+        self._progress, self._task = progress, task
+
+    def advance(self, amount: float = 1) -> None:
+        self._progress.advance(self._task, amount)
+
+    def at(self, completed: float, total: float | None = None, note: str | None = None) -> None:
+        fields = {} if note is None else {"note": note}
+        self._progress.update(self._task, completed=completed, total=total, **fields)
+
+    def note(self, text: str) -> None:
+        self._progress.update(self._task, note=text)
+
+
+@contextmanager
+def ticking(label: str, total: float | None = None, *, quiet: bool = False) -> Iterator[Ticker]:
+    """A progress bar with elapsed and remaining time; shown only where stderr is a terminal and not `quiet`."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=err, transient=True, disable=quiet or not err.is_terminal) as progress:
+        yield Ticker(progress, progress.add_task(label, total=total, note=""))
+
+
+def emit(result: Any, *, as_json: bool, human: Any = None) -> None:
+    """Print `result` as one JSON object, or `human` (a rich renderable, or several) for a person."""
+    if as_json:
+        print(json.dumps(plain(result), ensure_ascii=False))  # noqa: T201  the result itself
+        return
+    shown = human if human is not None else facts(plain(result))
+    for part in shown if isinstance(shown, list) else [shown]:
+        out.print(part)
+
+
+def complain(error: CounterplayError, *, as_json: bool) -> None:
+    """Say what went wrong, without a traceback."""
+    if as_json:
+        print(json.dumps({"error": {"got": error.got, "wanted": error.wanted, "do": error.do, "kind": type(error).__name__}}))  # noqa: T201
+    err.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON types: dataclasses become objects, NaN and infinity null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value) if not field.name.startswith("_")}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, enum.Enum):
+        return value.name.lower()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    """A table whose number columns are right-aligned."""
+    made = Table(title=title, title_justify="left", title_style="bold", header_style="dim")
+    for index, name in enumerate(columns):
+        numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
+        made.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(_cell(value) for value in row))
+    return made
+
+
+def facts(values: Mapping[str, Any]) -> Table:
+    """Two columns, name and value; nested values as compact JSON."""
+    made = Table(show_header=False, box=None, pad_edge=False)
+    made.add_column(style="dim")
+    made.add_column(overflow="fold")
+    for name, value in values.items():
+        made.add_row(name.replace("_", " "), _cell(value))
+    return made
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if value is None:
+        return "-"
+    return _escape(value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False))
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
-import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -14,6 +11,7 @@ from typing import Any, cast
 
 from counterplay.core.errors import UserError
 from counterplay.core.journal import verifier_identity
+from counterplay.core.loading import resolve
 from counterplay.core.protocols import Verifier
 
 GROUP = "counterplay.verifiers"
@@ -55,33 +53,6 @@ def load(spec: str) -> Verifier:
     close = difflib.get_close_matches(spec, known)
     hint = f"Did you mean {close[0]}?" if close else "List them with: counterplay verifiers list"
     raise UserError(f"got verifier {spec!r}", f"one of {', '.join(known)}, or module:attr", hint)
-
-
-def resolve(spec: str, what: str) -> Any:
-    """The object `module:attr` names, with the working directory importable as `python -m` would have it.
-
-    Raises UserError, with what failed, where there is no such module or attribute.
-    """
-    module_name, _, path = spec.partition(":")
-    if os.getcwd() not in sys.path:  # noqa: PTH109  sys.path holds strings
-        sys.path.insert(0, os.getcwd())  # noqa: PTH109
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UserError(
-            f"got {what} {spec!r}, whose module can't be imported: {error}", "module:attr", "Is it installed, or in this folder?"
-        ) from error
-    except Exception as error:
-        raise UserError(
-            f"got {what} {spec!r}, whose module fails on import: {type(error).__name__}: {error}", "a module that imports"
-        ) from error
-    for name in path.split("."):
-        if not hasattr(found, name):
-            close = difflib.get_close_matches(name, dir(found))
-            hint = f"Did you mean {close[0]}?" if close else ""
-            raise UserError(f"got {what} {spec!r}, but {module_name} has no {name!r}", "module:attr", hint)
-        found = getattr(found, name)
-    return found
 
 
 def _plugins() -> Iterator[EntryPoint]:

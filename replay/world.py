@@ -22,6 +22,7 @@ class World(Protocol):
     `reply(action) -> Sequence[Message]`  answers an action without tool calls, as a user would;
     `snapshot() -> object` and `restore(snapshot)`  capture and reinstate all state; a snapshot is never mutated;
     `copy() -> World`       an independent instance in the same state;
+    `close()`               releases what the instance holds; called once, when nothing needs it any more;
     `fingerprint: str`      version of rules and data, so that drift is seen.
     """
 

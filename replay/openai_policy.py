@@ -1,0 +1,286 @@
+"""Any OpenAI-compatible server as a policy.
+
+Requests are assembled from stored message bytes, so that equal histories are equal prefixes to the server's prompt cache,
+and go through the official client's own retries. What a server ignores (`n`, log-probabilities) is noticed, made up for
+where possible, and counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Literal
+
+from counterplay.core.canonical import content_key, dumps
+from counterplay.core.errors import CounterplayError, PolicyError, UserError
+from counterplay.core.nouns import Proposal, State, Usage
+from counterplay.core.protocols import first_draw
+from counterplay.replay.openai_answers import Answer, Price, proposals_of, read_answer
+from counterplay.replay.siblings import sibling_priors
+
+if TYPE_CHECKING:
+    import httpx2
+    import openai
+
+_HEADERS = {"Content-Type": "application/json", "Accept": "application/json"}
+_TEMPLATE_TOKENS = 512  # what a server's chat template may add to a prompt beyond its bytes
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a policy has used so far. `calls` are answered requests, `retries` repeated ones, `failures` requests that stayed unanswered.
+
+    `short` counts answers with fewer choices than asked for, `unmetered` those without usage. Tokens are the server's own figures;
+    `cost_usd` is 0 where no price is known.
+    """
+
+    calls: int = 0
+    retries: int = 0
+    failures: int = 0
+    short: int = 0
+    unmetered: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    cost_usd: float = 0.0
+
+    def add(self, usage: Usage | None) -> None:
+        self.calls += 1
+        if usage is None:
+            self.unmetered += 1
+            return
+        self.input_tokens += usage.input_tokens
+        self.output_tokens += usage.output_tokens
+        self.cached_tokens += usage.cached_tokens
+        self.cost_usd += usage.cost_usd or 0.0
+
+
+def sampling_for_transformers_serve(temperature: float = 1.0, top_p: float = 1.0, max_new_tokens: int = 1024) -> dict[str, str]:
+    """The `extra_body` that makes `transformers serve` sample; without it, it samples only if the model's generation config says so."""
+    fields = {"do_sample": temperature > 0, "temperature": temperature or 1.0, "top_p": top_p, "top_k": 0, "max_new_tokens": max_new_tokens}
+    return {"generation_config": dumps(fields)}
+
+
+class _RejectedError(UserError):
+    """The server did not take the request as it was."""
+
+
+class OpenAIPolicy:
+    """Samples actions from `model` on the server at `base_url` (None: OPENAI_BASE_URL, else OpenAI's own).
+
+    `api_key` None reads OPENAI_API_KEY; a server given by `base_url` may do without. `temperature`, `max_tokens` and `seed` are not sent
+    where None; the seed sent is derived from (`seed`, state, draw). At most `concurrency` requests are in flight. A request is repeated
+    up to `retries` times on 408, 409, 429, 5xx, timeouts (`timeout_s`) and lost connections. `prices` maps model names to `Price`;
+    without one, cost is None. `n_support` says whether the server honours `n`: `auto` tries and remembers. `logprobs` asks for
+    log-probabilities, until the server shows that it gives none. `extra_body` holds further fields of the request.
+    `parse_text_calls` reads `<tool_call>` text as tool calls where a server has not. `http_client` is an `httpx2.AsyncClient` of
+    your own, for one event loop.
+
+    The fingerprint covers model and parameters, not the address: the same model behind another port is the same policy.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        temperature: float | None = 1.0,
+        max_tokens: int | None = 2048,
+        seed: int | None = 0,
+        concurrency: int = 16,
+        retries: int = 4,
+        timeout_s: float = 120.0,
+        prices: Mapping[str, Price] | None = None,
+        n_support: Literal["auto", "always", "never"] = "auto",
+        logprobs: bool = False,
+        extra_body: Mapping[str, Any] | None = None,
+        parse_text_calls: bool = True,
+        http_client: httpx2.AsyncClient | None = None,
+    ) -> None:
+        base_url = base_url or os.environ.get("OPENAI_BASE_URL")
+        self._key = api_key or os.environ.get("OPENAI_API_KEY") or ("none" if base_url else None)
+        if self._key is None:
+            raise UserError(f"got policy openai:{model} without a key", "OPENAI_API_KEY or a base_url", "Set one of them.")
+        if concurrency < 1 or retries < 0 or not timeout_s > 0:
+            raise UserError(f"got concurrency {concurrency}, retries {retries}, timeout_s {timeout_s}", "at least 1, 0 and more than 0")
+        self.model, self.base_url, self.name = model, base_url, model
+        self.max_tokens, self.seed, self.concurrency = max_tokens, seed, concurrency
+        self.retries, self.timeout_s, self.parse_text_calls = retries, timeout_s, parse_text_calls
+        self.price = (prices or {}).get(model)
+        self.tally = Tally()
+        self._honours_n = {"auto": None, "always": True, "never": False}[n_support]
+        self._logprobs = logprobs
+        sent = {"temperature": temperature, "max_tokens": max_tokens}
+        self._params = {name: value for name, value in sent.items() if value is not None} | dict(extra_body or {})
+        self.fingerprint = f"openai:{content_key(model, dumps(self._params), str(seed), str(logprobs), str(parse_text_calls))}"
+        self._http_client = http_client
+        self._client: openai.AsyncOpenAI | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._slots = asyncio.Semaphore(concurrency)
+
+    async def propose(self, state: State, n: int) -> Sequence[Proposal]:
+        """`n` independent draws. Raises PolicyError where the server does not answer or answers nonsense, UserError where it refuses us."""
+        start = first_draw.get()
+        if n == 1 or self._honours_n is False:
+            answers = await self._each(state, start, n)
+        else:
+            first = await self._many(state, start, n)
+            got = len(first.choices)
+            answers = [first, *(await self._each(state, start + got, n - got))]
+        choices = [choice for answer in answers for choice in answer.choices]
+        signatures = [choice.action.signature for choice in choices]
+        priors = sibling_priors(signatures, [choice.logprob for choice in choices], [choice.tokens for choice in choices])
+        proposals: list[Proposal] = []
+        for answer in answers:
+            span = slice(len(proposals), len(proposals) + len(answer.choices))
+            proposals += proposals_of(answer, priors[span], answer.usage or Usage())
+        return proposals
+
+    def estimate(self, state: State, n: int) -> Usage | None:
+        """An upper bound of what `propose` will use; None where `max_tokens` is not set, as there is none.
+
+        No tokenizer makes more tokens of a text than it has bytes; the prompt counts once a draw unless the server is known to honour `n`.
+        """
+        if self.max_tokens is None:
+            return None
+        prompts = 1 if self._honours_n else n
+        usage = Usage((len(self._body(state, 0, 1)) + _TEMPLATE_TOKENS) * prompts, self.max_tokens * n)
+        return self._priced(usage)
+
+    async def aclose(self) -> None:
+        """Close the connections. A client of the caller's own stays open."""
+        client, self._client = self._client, None
+        if client is not None and self._http_client is None:
+            await client.close()
+
+    async def _each(self, state: State, start: int, n: int) -> list[Answer]:
+        """One request for every draw, all in flight together."""
+        tasks = [asyncio.ensure_future(self._ask(state, start + at, 1)) for at in range(n)]
+        try:
+            return list(await asyncio.gather(*tasks))
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            raise
+
+    async def _many(self, state: State, start: int, n: int) -> Answer:
+        """One request for all draws; remembers whether the server gave them."""
+        try:
+            answer = await self._ask(state, start, n)
+        except _RejectedError:
+            if self._honours_n:
+                raise
+            answer = await self._ask(state, start, 1)  # raises again where `n` was not to blame
+        if self._honours_n is None or len(answer.choices) < n:
+            self._honours_n = len(answer.choices) >= n
+        return answer
+
+    async def _ask(self, state: State, start: int, n: int) -> Answer:
+        client = self._connected()
+        try:
+            async with self._slots:
+                body = await self._post(client, self._body(state, start, n))
+        except _RejectedError as error:
+            if not (self._logprobs and "logprob" in error.got):
+                raise
+            self._logprobs = False
+            return await self._ask(state, start, n)
+        seeds = [f"{self.seed}\n{state.key}\n{start + at}" for at in range(n)]
+        try:
+            answer = read_answer(body, self._server, seeds, parse_text_calls=self.parse_text_calls)
+        except CounterplayError:
+            self.tally.failures += 1
+            raise
+        if self._logprobs and all(choice.logprob is None for choice in answer.choices):
+            self._logprobs = False
+        if answer.usage is not None:
+            answer = replace(answer, usage=self._priced(answer.usage))
+        self.tally.add(answer.usage)
+        self.tally.short += len(answer.choices) < n
+        return replace(answer, model=answer.model or self.model)
+
+    def _priced(self, usage: Usage) -> Usage:
+        return usage if self.price is None else replace(usage, cost_usd=self.price.of(usage))
+
+    def _body(self, state: State, start: int, n: int) -> bytes:
+        """The request: stored bytes in a fixed order. What varies from draw to draw comes last."""
+        parts = [f'"model":{dumps(self.model)}']
+        if state.tools:
+            parts.append(f'"tools":[{",".join(tool.wire for tool in state.tools)}]')
+        parts.append(f'"messages":[{",".join(message.wire for message in state.messages)}]')
+        varying: dict[str, Any] = dict(self._params)
+        if self._logprobs:
+            varying["logprobs"] = True
+        if n > 1:
+            varying["n"] = n
+        if self.seed is not None:
+            drawn = blake2b(f"{self.seed}\n{state.key}\n{start}".encode(), digest_size=4).digest()
+            varying["seed"] = int.from_bytes(drawn) >> 1
+        parts += [f"{dumps(name)}:{dumps(value)}" for name, value in varying.items()]
+        return f"{{{','.join(parts)}}}".encode()
+
+    async def _post(self, client: openai.AsyncOpenAI, body: bytes) -> bytes:
+        import httpx2
+        import openai
+
+        try:
+            response = await client.post("/chat/completions", cast_to=httpx2.Response, content=body, options={"headers": _HEADERS})
+        except openai.APIStatusError as error:
+            self._count_failure(error.request)
+            raise self._refusal(error.status_code, error.response.text) from None
+        except openai.APITimeoutError as error:
+            self._count_failure(error.request)
+            got = f"{self._server} did not answer within {self.timeout_s:g} s, {self.retries + 1} times"
+            raise PolicyError(got, "an answer", "Give a larger timeout_s, or lower the concurrency.") from None
+        except openai.APIConnectionError as error:
+            self._count_failure(error.request)
+            got = f"{self._server} can't be reached ({error.__cause__ or error})"
+            raise PolicyError(got, "an OpenAI-compatible server", "Check base_url, and that the server runs.") from None
+        self.tally.retries += _retries_of(response.request)
+        return response.content
+
+    def _count_failure(self, request: Any) -> None:
+        self.tally.failures += 1
+        self.tally.retries += _retries_of(request)
+
+    def _refusal(self, status: int, text: str) -> CounterplayError:
+        got = f"{self._server} answered {status}: {text[:200]!r}"
+        if status in {401, 403}:
+            return UserError(got, "a key that the server accepts", "Set OPENAI_API_KEY.")
+        if status == 404:
+            return UserError(
+                got, f"model {self.model!r} at <base_url>/chat/completions", "Check the model's name, and that base_url ends in /v1."
+            )
+        if status in {400, 413, 422}:
+            return _RejectedError(
+                got, "a request that the server accepts", "Compare model, parameters and context length with what the server supports."
+            )
+        return PolicyError(f"{got}, after {self.retries} retries", "a chat completion", "Try again later, or lower the concurrency.")
+
+    @property
+    def _server(self) -> str:
+        return self.base_url or "https://api.openai.com/v1"
+
+    def _connected(self) -> openai.AsyncOpenAI:
+        """The client of the running event loop: pooled connections do not outlive theirs."""
+        loop = asyncio.get_running_loop()
+        if self._client is None or self._loop is not loop:
+            import openai
+
+            self._loop, self._slots = loop, asyncio.Semaphore(self.concurrency)
+            self._client = openai.AsyncOpenAI(
+                api_key=self._key,
+                base_url=self.base_url,
+                max_retries=self.retries,
+                timeout=self.timeout_s,
+                http_client=self._http_client,
+            )
+        return self._client
+
+
+def _retries_of(request: Any) -> int:
+    return int(request.headers.get("x-stainless-retry-count", 0))

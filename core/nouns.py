@@ -56,7 +56,7 @@ class ToolCall:
         """The parsed arguments; None where the text is not a JSON object."""
         try:
             parsed = loads(self.arguments) if self.arguments else {}
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         return parsed if isinstance(parsed, dict) else None
 

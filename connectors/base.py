@@ -1,0 +1,230 @@
+"""What a connector is, which ones there are, and how a file finds the one that can read it.
+
+A connector turns a foreign log into `Trace`s. Formats are told apart by content, never by file name, and nothing is lost in
+silence: what can't be read comes out as a `Rejected` row with its place and reason. Third parties add connectors through
+the entry point group `counterplay.connectors`; `counterplay.connectors.testing.check_connector` checks one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Protocol, TypeAlias, cast, runtime_checkable
+
+from counterplay.connectors.lines import Entry, Line, entries, entries_of, leading_objects, lines, open_bytes, parse_line, sample_of
+from counterplay.core.canonical import content_key
+from counterplay.core.errors import SourceError, UserError
+from counterplay.core.nouns import Trace, Trajectory
+from counterplay.core.records import Rejected
+
+__all__ = [
+    "CONNECTORS", "Connector", "Entry", "FolderConnector", "Item", "Line", "detect", "entries", "entries_of", "get", "ingest_items",
+    "leading_objects", "lines", "open_bytes", "parse_line", "sample_of", "trace_id",
+]  # fmt: skip
+
+Item: TypeAlias = "Trace | Rejected"
+
+GROUP = "counterplay.connectors"
+_BUILTIN = {
+    "chatlog": "counterplay.connectors.chatlog:CONNECTOR",
+    "otlp": "counterplay.connectors.otlp:CONNECTOR",
+    "tau-bench": "counterplay.connectors.tau_bench:CONNECTOR",
+}
+_PROSE = {"", ".md", ".txt", ".rst", ".html", ".csv", ".tsv", ".py", ".sh", ".toml", ".yaml", ".yml", ".lock"}
+
+
+@runtime_checkable
+class Connector(Protocol):
+    """One log format. A module or an object with these three attributes is a connector; there is no base class."""
+
+    name: str
+
+    def detect(self, sample: bytes, path: Path) -> float:
+        """How sure it is that a file is of this format, in [0, 1], from its first bytes (uncompressed, no BOM).
+
+        0 means that it is not. The name in `path` may raise a doubt or settle a tie; it never decides alone. Never raises.
+        """
+        ...
+
+    def read(self, path: Path) -> AsyncIterator[Item]:
+        """Every trace of a file, and a Rejected for everything in it that can't be one. An async generator.
+
+        Raises SourceError where the file as a whole can't be read; nothing else.
+        """
+        ...
+
+
+@runtime_checkable
+class FolderConnector(Connector, Protocol):
+    """A format whose traces may be spread over several files: of a folder it is given all its files at once."""
+
+    def read_files(self, paths: Sequence[Path]) -> AsyncIterator[Item]:
+        """As `read`, for files that belong together; a file that can't be read is one Rejected (see `entries_of`)."""
+        ...
+
+
+class _Registry(Mapping[str, Connector]):
+    """Known connectors by name, built-in and from entry points. Each is imported when it is first asked for."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted({**_BUILTIN, **_plugins()}))
+
+    def __len__(self) -> int:
+        return len({**_BUILTIN, **_plugins()})
+
+    def __getitem__(self, name: str) -> Connector:
+        return _load(name)
+
+
+CONNECTORS: Mapping[str, Connector] = _Registry()
+
+
+def get(name: str) -> Connector:
+    """The connector of that name. Raises UserError where there is none, or where it can't be imported."""
+    if name not in set(CONNECTORS):
+        raise UserError(f"got log format {name!r}", f"auto or one of {', '.join(CONNECTORS)}", f"Plugins: entry point group {GROUP}.")
+    try:
+        return CONNECTORS[name]
+    except Exception as error:  # plugin code may raise anything at import
+        raise UserError(
+            f"the connector {name!r} can't be loaded ({type(error).__name__}: {error})", "", "Repair or uninstall it."
+        ) from error
+
+
+def detect(path: Path) -> Connector:
+    """The connector that is surest of a file. Raises SourceError where none is: what was seen, what is known, what to do."""
+    sample = sample_of(path)
+    ranked = sorted(((_confidence(name, sample, path), name) for name in CONNECTORS), key=lambda found: (-found[0], found[1]))
+    if ranked and ranked[0][0] > 0:
+        return get(ranked[0][1])
+    raise SourceError(
+        f"got {path}, {_seen(sample)}",
+        f"a log in one of the formats {', '.join(CONNECTORS)}",
+        "Name it with --format if you know it, or write a connector (docs: connectors).",
+    )
+
+
+async def ingest_items(path: Path, format: str = "auto") -> AsyncIterator[Item]:  # noqa: A002  the word users type
+    """Every trace and every rejected input of a file or, recursively and in name order, of a folder.
+
+    `format` is `auto` or a connector's name. In a folder hidden files are passed over, so is prose under a document's name
+    (README, .md, .txt); any other file that no connector knows is a Rejected, as is one that can't be read. Given alone, such a
+    file raises SourceError; so do a missing path, an empty folder and a file that is not of the format that was named.
+    """
+    path = Path(path)
+    chosen = None if format == "auto" else get(format)
+    if not path.is_dir():
+        connector = chosen or detect(path)
+        if chosen:
+            _check_format(path, chosen)
+        async for item in connector.read(path):
+            yield item
+        return
+    groups, rejected = _sorted_out(path, chosen)
+    for row in rejected:
+        yield row
+    for name, files in groups.items():
+        async for item in _read_group(get(name), files):
+            yield item
+
+
+def trace_id(format: str, trajectory: Trajectory, *source_ids: str | None) -> str:  # noqa: A002
+    """A trace id from the ids its source gave (None where it gave none) and its content, never from where the file lies.
+
+    The same run read from another path is the same trace; equal runs without ids of their own are one trace.
+    """
+    return content_key("trace", format, trajectory.key, *("-" if part is None else f"={part}" for part in source_ids))
+
+
+async def _read_group(connector: Connector, files: Sequence[Path]) -> AsyncIterator[Item]:
+    if isinstance(connector, FolderConnector):
+        async for item in connector.read_files(files):
+            yield item
+        return
+    for file in files:
+        try:
+            async for item in connector.read(file):
+                yield item
+        except SourceError as error:
+            yield Rejected(str(file), str(error))
+
+
+def _sorted_out(folder: Path, chosen: Connector | None) -> tuple[dict[str, list[Path]], list[Rejected]]:
+    groups: dict[str, list[Path]] = {}
+    rejected: list[Rejected] = []
+    files = _files(folder)
+    if not files:
+        raise SourceError(f"got the folder {folder}, which holds no files", "log files", "Check the path.")
+    for file in files:
+        try:
+            connector = chosen or detect(file)
+            if chosen:
+                _check_format(file, chosen)
+            groups.setdefault(connector.name, []).append(file)
+        except SourceError as error:
+            if not _is_prose(file):
+                rejected.append(Rejected(str(file), str(error)))
+    return groups, rejected
+
+
+def _files(folder: Path) -> list[Path]:
+    found = (file for file in folder.rglob("*") if not any(part.startswith(".") for part in file.relative_to(folder).parts))
+    return sorted(file for file in found if not file.is_dir())
+
+
+def _is_prose(file: Path) -> bool:
+    """Text under a document's name that does not begin like JSON: no log, and no loss to pass over."""
+    if file.suffix.lower() not in _PROSE:
+        return False
+    try:
+        sample = sample_of(file, 4096)
+    except SourceError:
+        return False
+    return b"\0" not in sample and sample.lstrip()[:1] not in (b"{", b"[", b"")
+
+
+def _check_format(path: Path, connector: Connector) -> None:
+    sample = sample_of(path)
+    if connector.detect(sample, path) > 0:
+        return
+    others = [name for name in CONNECTORS if name != connector.name and _confidence(name, sample, path) > 0]
+    do = f"It looks like {others[0]}: use --format {others[0]} or auto." if others else "Check the file, or try --format auto."
+    raise SourceError(f"got {path}, {_seen(sample)}", f"a {connector.name} log", do)
+
+
+def _confidence(name: str, sample: bytes, path: Path) -> float:
+    try:
+        connector = CONNECTORS[name]
+    except Exception as error:  # noqa: BLE001  one broken plugin must not keep the others from their files
+        warnings.warn(f"the connector {name!r} can't be loaded and is passed over: {error!r}", RuntimeWarning, stacklevel=2)
+        return 0.0
+    return min(1.0, max(0.0, connector.detect(sample, path)))
+
+
+def _seen(sample: bytes) -> str:
+    if not sample.strip():
+        return "which is empty, or damaged from its beginning"
+    if b"\0" in sample[:8192] and sample.lstrip()[:1] not in (b"{", b"["):
+        return "which is a binary file of no known kind"
+    objects = leading_objects(sample, 1)
+    if objects:
+        return f"JSON whose first record has the fields {', '.join(list(objects[0])[:8]) or '(none)'}"
+    return f"text that is not JSON and begins with {sample[:40].decode(errors='replace')!r}"
+
+
+@cache
+def _plugins() -> Mapping[str, str]:
+    return {point.name: point.value for point in entry_points(group=GROUP)}
+
+
+@cache
+def _load(name: str) -> Connector:
+    module, _, attribute = {**_plugins(), **_BUILTIN}[name].partition(":")
+    loaded = import_module(module)
+    for part in filter(None, attribute.split(".")):
+        loaded = getattr(loaded, part)
+    return cast("Connector", loaded)

@@ -1,0 +1,350 @@
+"""Reading log files: JSON lines or JSON documents, plain or gzipped, one record at a time.
+
+Memory is bounded by the longest line (or by the document, where a file is one). What can't be read becomes a `Rejected` with
+file, line, byte offset and reason, and the good records before and after it are still given out; offsets count in the
+uncompressed text. A file that is no text at all raises SourceError.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from counterplay.core.errors import SourceError
+from counterplay.core.records import Rejected
+
+MAX_RECORD_BYTES = 256 << 20
+SAMPLE_BYTES = 1 << 18
+_RAW_BYTES = 400
+_SKIP_BYTES = 1 << 20
+_BOM = b"\xef\xbb\xbf"
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_BLANK = re.compile(r"[ \t\r\n]*")
+_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|["{}\[\],]', re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line without its ending. `number` is 1-based, `offset` the byte at which it starts in the uncompressed text."""
+
+    number: int
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One JSON object of a file and where it stood. `line` is None inside a JSON document; `index` counts records from 0."""
+
+    value: dict[str, Any]
+    path: Path
+    index: int
+    line: int | None
+    offset: int
+
+    def reject(self, reason: str) -> Rejected:
+        """This record as a quarantine row."""
+        return Rejected(str(self.path), reason, self.line, self.offset, json.dumps(self.value)[:_RAW_BYTES])
+
+
+def open_bytes(path: Path) -> io.BufferedIOBase:
+    """The uncompressed bytes of a plain or gzipped file. Raises SourceError where it can't be opened."""
+    try:
+        if not path.is_file():
+            raise SourceError(f"got {path}", "a file", "Check the path." if not path.exists() else "Give a regular file or a folder.")
+        with path.open("rb") as stream:
+            zipped = stream.read(2) == b"\x1f\x8b"
+        return gzip.GzipFile(path) if zipped else path.open("rb")
+    except (OSError, ValueError) as error:
+        raise SourceError(f"got {path}, which can't be opened ({error})", "a readable file") from error
+
+
+def sample_of(path: Path, size: int = SAMPLE_BYTES) -> bytes:
+    """The first `size` bytes, uncompressed and without a byte order mark; fewer where the file ends or breaks earlier."""
+    taken = bytearray()
+    with open_bytes(path) as stream:
+        try:
+            while len(taken) < size and (more := stream.read1(size - len(taken))):
+                taken += more
+        except (EOFError, zlib.error, OSError):
+            return bytes(taken).removeprefix(_BOM)
+    return bytes(taken).removeprefix(_BOM)
+
+
+def lines(path: Path, *, max_bytes: int = MAX_RECORD_BYTES) -> Iterator[Line | Rejected]:
+    """The lines of a text file that are not blank, in order, without ever holding more than one.
+
+    A line longer than `max_bytes` and what follows a break in a gzip stream are Rejected. Raises SourceError on a binary file.
+    """
+    _refuse_binary(path, sample_of(path, 8192))
+    with open_bytes(path) as stream:
+        number, offset = 0, 0
+        while True:
+            number += 1
+            try:
+                data = stream.readline(max_bytes + 1)
+                size, whole = len(data), data.endswith(b"\n") or len(data) <= max_bytes
+                if not whole:
+                    size += _skip_line(stream)
+            except (EOFError, zlib.error, OSError) as error:
+                yield Rejected(str(path), f"the file can't be read on from here, it is cut short or damaged ({error})", number, offset)
+                return
+            if not data:
+                return
+            if number == 1:
+                skipped = len(_BOM) if data.startswith(_BOM) else 0
+                data, offset, size = data[skipped:], skipped, size - skipped
+            if not whole:
+                yield Rejected(str(path), f"a line of {size} bytes, wanted at most {max_bytes}", number, offset, _raw(data))
+            elif data.strip():
+                yield Line(number, offset, data.rstrip(b"\r\n"))
+            offset += size
+
+
+def parse_line(path: Path, line: Line, index: int = 0) -> Entry | Rejected:
+    """The JSON object on a line; Rejected where it is not UTF-8, not JSON, not an object, or names a key twice."""
+    try:
+        value = parse_json(line.data)
+    except ValueError as error:
+        return Rejected(str(path), str(error), line.number, line.offset, _raw(line.data))
+    if not isinstance(value, dict):
+        return Rejected(str(path), f"a JSON {_kind(value)}, wanted an object", line.number, line.offset, _raw(line.data))
+    return Entry(value, path, index, line.number, line.offset)
+
+
+def parse_json(data: bytes) -> Any:
+    """Strict JSON: no duplicate keys, no NaN, no infinities; lone surrogates are kept. Raises ValueError with the position."""
+    try:
+        return _DECODER.decode(data.decode())
+    except UnicodeDecodeError as error:
+        msg = f"not UTF-8: byte 0x{data[error.start]:02x} at byte {error.start} of the record"
+        raise ValueError(msg) from None
+    except json.JSONDecodeError as error:
+        msg = f"not JSON: {error.msg} at character {error.pos} of the record"
+        raise ValueError(msg) from None
+    except RecursionError:
+        msg = "nested too deeply to be read"
+        raise ValueError(msg) from None
+
+
+def entries(path: Path, *, max_bytes: int = MAX_RECORD_BYTES) -> Iterator[Entry | Rejected]:
+    """The JSON objects of a file, whatever its name: JSON lines, one JSON object, or a JSON array of objects.
+
+    Every byte that is not white space is in an Entry or named by a Rejected. Raises SourceError on a binary file.
+    """
+    sample = sample_of(path)
+    if _is_document(sample):
+        yield from _document(path, max_bytes)
+        return
+    for index, line in enumerate(lines(path, max_bytes=max_bytes)):
+        yield line if isinstance(line, Rejected) else parse_line(path, line, index)
+
+
+def entries_of(paths: Iterable[Path], *, max_bytes: int = MAX_RECORD_BYTES) -> Iterator[Entry | Rejected]:
+    """The entries of several files in order; a file that can't be read at all is one Rejected and the others go on."""
+    for path in paths:
+        try:
+            yield from entries(path, max_bytes=max_bytes)
+        except SourceError as error:
+            yield Rejected(str(path), str(error))
+
+
+def leading_objects(sample: bytes, limit: int = 20) -> list[dict[str, Any]]:
+    """Up to `limit` objects at the beginning of a file, for detection: of its lines, or of its top-level array.
+
+    An object that the sample cuts short is closed where it was cut, so that its structure shows. Damaged lines are passed over.
+    """
+    text = sample.removeprefix(_BOM).decode(errors="replace").lstrip()
+    if _is_document(sample):
+        value = _loads_cut(text)
+        found = value if isinstance(value, list) else [value]
+    else:
+        found = [_loads_cut(line) for line in text.splitlines()[: limit * 5] if line.strip()]
+    return [value for value in found if isinstance(value, dict)][:limit]
+
+
+def _loads_cut(text: str) -> Any:
+    """JSON that may end early: what is complete up to the last comma or bracket. None where it is not JSON even so."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    closers: list[str] = []
+    cut, tail = 0, ""
+    for token in _TOKEN.finditer(text):
+        match token[0]:
+            case "{" | "[":
+                closers.append("}" if token[0] == "{" else "]")
+                cut, tail = token.end(), "".join(reversed(closers))
+            case "}" | "]":
+                if not closers or closers.pop() != token[0]:
+                    return None
+            case ",":
+                cut, tail = token.start(), "".join(reversed(closers))
+            case '"':
+                break
+    try:
+        return json.loads(text[:cut] + tail)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_document(sample: bytes) -> bool:
+    """Whether a file is one JSON text spread over lines (or one array) and not a JSON object a line."""
+    head = sample.removeprefix(_BOM).lstrip()
+    first, newline, rest = head.partition(b"\n")
+    first = first.rstrip()
+    if head[:1] not in (b"{", b"[") or (head[:1] == b"{" and not newline):
+        return False
+    if first in (b"{", b"["):
+        return True
+    if newline and (_is_object(first) or _is_object(rest.lstrip().partition(b"\n")[0])):
+        return False
+    return head[:1] == b"[" or first[-1:] in (b"{", b"[", b",", b":")
+
+
+def _is_object(data: bytes) -> bool:
+    try:
+        return isinstance(json.loads(data), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _document(path: Path, max_bytes: int) -> Iterator[Entry | Rejected]:
+    with open_bytes(path) as stream:
+        taken = bytearray()
+        end = ""
+        try:
+            while len(taken) <= max_bytes and (more := stream.read1(_SKIP_BYTES)):
+                taken += more
+        except (EOFError, zlib.error, OSError) as error:
+            end = f"the file is cut short or damaged ({error})"
+    if len(taken) > max_bytes:
+        yield Rejected(str(path), f"one JSON document of more than {max_bytes} bytes, wanted JSON lines for files so large")
+        return
+    yield from _values(path, bytes(taken))
+    if end:
+        yield Rejected(str(path), end, None, len(taken))
+
+
+def _values(path: Path, data: bytes) -> Iterator[Entry | Rejected]:
+    """The objects of a document, one after another or in an array. Bad bytes ride along as lone surrogates and are then named."""
+    skipped = len(_BOM) if data.startswith(_BOM) else 0
+    text = data[skipped:].decode(errors="surrogateescape")
+    position = _blank(text, 0)
+    inside = text[position] == "["
+    offset, counted, index = skipped, 0, 0
+    position += inside
+    while (position := _blank(text, position)) < len(text):
+        if inside and text[position] == "]":
+            inside, position = False, position + 1
+            continue
+        offset, counted = offset + _size(text[counted:position]), position
+        value, position, reason = _value(text, position)
+        if reason:
+            yield Rejected(str(path), reason, None, offset, _raw(text[counted : counted + _RAW_BYTES].encode(errors="surrogateescape")))
+        else:
+            yield Entry(value, path, index, None, offset)
+        index += 1
+        position = _blank(text, position)
+        position += inside and text[position : position + 1] == ","
+    if inside:
+        yield Rejected(str(path), "the JSON array ends without its closing bracket", None, len(data))
+
+
+def _value(text: str, start: int) -> tuple[Any, int, str]:
+    """The value at `start`, where it ends, and what is wrong with it."""
+    try:
+        value, end = _DECODER.raw_decode(text, start)
+    except json.JSONDecodeError as error:
+        return None, _end_of(text, start), f"not JSON: {error.msg} at character {error.pos - start} of the record"
+    except RecursionError:
+        return None, _end_of(text, start), "nested too deeply to be read"
+    except ValueError as error:
+        return None, _end_of(text, start), str(error)
+    if not isinstance(value, dict):
+        return None, end, f"a JSON {_kind(value)}, wanted an object"
+    try:
+        text[start:end].encode()
+    except UnicodeEncodeError as error:
+        return None, end, f"not UTF-8: byte 0x{ord(text[start + error.start]) & 0xFF:02x} in the record"
+    return value, end, ""
+
+
+def _end_of(text: str, start: int) -> int:
+    """Where a damaged value probably ends: at the bracket that closes it, else at the end of the text."""
+    depth = 0
+    for token in _TOKEN.finditer(text, start):
+        depth += (token[0] in "{[") - (token[0] in "}]")
+        if depth <= 0 and token[0] in "}]":
+            return token.end()
+        if depth == 0 and token[0] == "," and token.start() > start:
+            return token.start()
+    return len(text)
+
+
+def _blank(text: str, position: int) -> int:
+    found = _BLANK.match(text, position)
+    return found.end() if found else position
+
+
+def _size(text: str) -> int:
+    return len(text.encode(errors="surrogateescape"))
+
+
+def _raw(data: bytes) -> str:
+    return data[:_RAW_BYTES].decode(errors="replace")
+
+
+def _kind(value: object) -> str:
+    return {list: "array", str: "string", bool: "boolean", type(None): "null"}.get(type(value), "number")
+
+
+def _skip_line(stream: io.BufferedIOBase) -> int:
+    size = 0
+    while part := stream.readline(_SKIP_BYTES):
+        size += len(part)
+        if part.endswith(b"\n"):
+            break
+    return size
+
+
+def _refuse_binary(path: Path, first: bytes) -> None:
+    """Text logs begin with readable characters. NUL bytes further on are one damaged record, as a crash leaves them."""
+    if first.startswith(_UTF16):
+        raise SourceError(f"got {path}, which is UTF-16 text", "UTF-8", "Convert it: iconv -f UTF-16 -t UTF-8.")
+    if b"\0" in first and first.lstrip()[:1] not in (b"{", b"["):
+        raise SourceError(f"got {path}, which is a binary file", "JSON lines or JSON text, plain or gzipped")
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        msg = f"the key {twice!r} stands twice in one object"
+        raise ValueError(msg)
+    return value
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        msg = f"the number {text[:40]} is too large"
+        raise ValueError(msg)
+    return number
+
+
+def _constant(text: str) -> NoReturn:
+    msg = f"not JSON: {text} is no JSON number"
+    raise ValueError(msg)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_float=_finite, parse_constant=_constant)

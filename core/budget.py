@@ -121,4 +121,4 @@ class Budget:
         for kind, amount in reserved.items():
             self._reserved[kind] -= amount
         charged = {**reserved, **used}
-        self.used = replace(self.used, **{kind: getattr(self.used, kind) + amount for kind, amount in charged.items()})
+        self.used = Amounts(*(getattr(self.used, kind) + charged.get(kind, 0) for kind in KINDS))

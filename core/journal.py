@@ -44,6 +44,7 @@ class JournaledPolicy:
     def __init__(self, policy: Policy, journal: Journal) -> None:
         self.policy, self.journal = policy, journal
         self.fingerprint = fingerprint_of(policy)
+        self.estimate = getattr(policy, "estimate", None)
         self.live_calls = 0
         self._drawn: Counter[str] = Counter()
 
@@ -86,6 +87,7 @@ class JournaledVerifier:
 
     def __init__(self, verifier: Verifier, journal: Journal) -> None:
         self.verifier, self.journal = verifier, journal
+        self.name, self.version = verifier_identity(verifier)
         self.fingerprint = fingerprint_of(verifier)
 
     async def __call__(self, trajectory: Trajectory, /) -> Score | None:

@@ -19,7 +19,8 @@ from counterplay.core.records import NodeRecord, SearchRecord
 class Node:
     """`step` led here from `parent` (both None at the root). `score` is the verifier's opinion of this prefix, None without one.
 
-    `draws` counts how often the policy proposed this action at the parent; `logged` marks the recorded branch.
+    `draws` counts how often the policy proposed this action at the parent; `logged` marks the recorded branch; `depth` is the
+    number of steps below the root, `finished` says that the trajectory ends here.
     """
 
     index: int
@@ -34,16 +35,13 @@ class Node:
     logged: bool = False
     score: Score | None = None
     children: list[Node] = field(default_factory=list)
+    depth: int = 0
+    finished: bool = False
 
     @property
     def value(self) -> float | None:
         """Q = W / N in [0, 1]; None before the first visit, which is not zero."""
         return self.value_sum / self.visits if self.visits else None
-
-    @property
-    def depth(self) -> int:
-        """Steps below the root."""
-        return 0 if self.parent is None else len(self.state) - len(self.root.state)
 
     @property
     def root(self) -> Node:
@@ -52,10 +50,6 @@ class Node:
             node = node.parent
         return node
 
-    @property
-    def finished(self) -> bool:
-        return self.state.finished
-
     def path(self) -> list[Node]:
         """The nodes from the root to this one, both included."""
         nodes = [self]
@@ -63,16 +57,28 @@ class Node:
             nodes.append(nodes[-1].parent)
         return nodes[::-1]
 
-    def backup(self, value: float) -> None:
-        """Add one visit of `value` to this node and all above it: N += 1, W += value."""
-        for node in self.path():
+    def child(self, signature: str) -> Node | None:
+        """The child whose action has this signature; None where there is none."""
+        return next((node for node in self.children if node.step is not None and node.step.action.signature == signature), None)
+
+    def backup(self, value: float, until: Node | None = None) -> None:
+        """Add one visit of `value` to this node and all above it up to `until` (None: up to the root): N += 1, W += value."""
+        node: Node | None = self
+        while node is not None:
             node.visits += 1
             node.value_sum += value
+            if node is until:
+                return
+            node = node.parent
 
 
 @dataclass
 class SearchTree:
-    """All nodes in the order of their creation (`nodes[0]` is the root), and what made them. `stopped` says why the search ended."""
+    """All nodes in the order of their creation (`nodes[0]` is the root), and what made them.
+
+    `stopped` says why the search ended ("" while it runs). `failures` counts calls that failed, by kind, with the first message
+    of each; empty where none did.
+    """
 
     root: Node
     algorithm: str = ""
@@ -80,22 +86,27 @@ class SearchTree:
     stopped: str = ""
     used: Amounts = field(default_factory=Amounts)
     nodes: list[Node] = field(default_factory=list)
+    failures: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def start(cls, state: State, algorithm: str = "", config: Mapping[str, Any] | None = None) -> SearchTree:
         state.key  # noqa: B018  computed once here, incrementally below
-        root = Node(0, state)
+        root = Node(0, state, finished=state.finished)
         return cls(root, algorithm, config or {}, nodes=[root])
 
     def add(self, parent: Node, step: Step, proposal: Proposal | None = None, *, logged: bool = False) -> Node:
         """A new child. Its prior and log-probability come from `proposal` where there is one."""
-        node = Node(len(self.nodes), parent.state.extend(step), parent, step, logged=logged)
+        node = Node(len(self.nodes), parent.state.extend(step), parent, step, logged=logged, depth=parent.depth + 1, finished=step.finished)
         if proposal is not None:
             node.prior = 1.0 if proposal.prior is None else proposal.prior
             node.logprob = proposal.logprob
         parent.children.append(node)
         self.nodes.append(node)
         return node
+
+    def stop(self, reason: str) -> None:
+        """Ask the search to end after the wave under way; callable from `on_wave` or a signal handler. The first reason stays."""
+        self.stopped = self.stopped or reason
 
     def leaves(self) -> Iterator[Node]:
         return (node for node in self.nodes if not node.children)
@@ -110,7 +121,7 @@ class SearchTree:
         return max(scored, key=lambda node: (node.score.value if node.score else 0.0, node.value or 0.0, -node.index), default=None)
 
     def to_record(self, search_id: str, **provenance: Any) -> SearchRecord:
-        """Plain rows for the store. `provenance` fills trace, task and fork_step."""
+        """Plain rows for the store. `provenance` fills trace, task and fork_step; `failures` travel inside `config`."""
         rows = tuple(
             NodeRecord(
                 node.index,
@@ -126,13 +137,17 @@ class SearchTree:
             )
             for node in self.nodes
         )
+        config = {**self.config, "failures": dict(self.failures)} if self.failures else dict(self.config)
         return SearchRecord(
-            search_id, self.algorithm, self.root.state, rows, config=dict(self.config), stopped=self.stopped, used=self.used, **provenance
+            search_id, self.algorithm, self.root.state, rows, config=config, stopped=self.stopped, used=self.used, **provenance
         )
 
     @classmethod
     def from_record(cls, record: SearchRecord) -> SearchTree:
-        tree = cls.start(record.root, record.algorithm, record.config)
+        config = dict(record.config)
+        failures = config.pop("failures", {})
+        tree = cls.start(record.root, record.algorithm, config)
+        tree.failures = failures
         tree.stopped, tree.used = record.stopped, record.used
         for row in record.nodes:
             if row.parent is None or row.step is None:

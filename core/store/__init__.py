@@ -1,0 +1,6 @@
+"""The store: everything counterplay keeps, in one DuckDB file. Only this package imports duckdb."""
+
+from counterplay.core.store.rows import IngestReport, Problem, ScoreRow, SearchRow, Stats, TraceRow, TrajectoryRow
+from counterplay.core.store.store import Store
+
+__all__ = ["IngestReport", "Problem", "ScoreRow", "SearchRow", "Stats", "Store", "TraceRow", "TrajectoryRow"]

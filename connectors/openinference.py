@@ -1,0 +1,128 @@
+"""OpenInference (Arize Phoenix): `llm.input_messages.N.message.*`, one attribute a field, and `openinference.span.kind`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from counterplay.connectors import genai
+from counterplay.connectors.facts import number
+from counterplay.connectors.otlp_decode import Loss, Span, parsed_or
+from counterplay.connectors.otlp_indexed import answers, fill, indexed, nested
+from counterplay.connectors.otlp_spans import REDACTED, Kind, Reading, Slot, ToolRun, finish_reason
+from counterplay.core.nouns import Message
+
+_KINDS: Mapping[str, Kind] = {"LLM": "llm", "TOOL": "tool", "AGENT": "agent", "EVALUATOR": "judge", "GUARDRAIL": "judge"}
+_LLM_PREFIXES = ("llm.input_messages.", "llm.output_messages.", "llm.tools.", "llm.token_count.")
+_OWN = ("openinference.span.kind", "llm.invocation_parameters", "llm.model_name")
+_USAGE = {
+    "input_tokens": "llm.token_count.prompt",
+    "output_tokens": "llm.token_count.completion",
+    "cached_tokens": "llm.token_count.prompt_details.cache_read",
+    "reasoning_tokens": "llm.token_count.completion_details.reasoning",
+}
+
+
+def claims(attributes: Mapping[str, Any]) -> bool:
+    return any(key in attributes for key in _OWN) or any(key.startswith(_LLM_PREFIXES) for key in attributes)
+
+
+def read(span: Span) -> Reading:
+    """One OpenInference span. Messages that were hidden as attributes are taken from the SDK's own request where that is there."""
+    attributes = span.attributes
+    declared = attributes.get("openinference.span.kind")
+    kind: Kind = "llm" if declared is None else _KINDS.get(str(declared).upper(), "other")
+    reading = Reading(kind, "openinference", str(attributes.get("tool.name") or attributes.get("agent.name") or span.name))
+    reading.redacted = REDACTED in (attributes.get("input.value"), attributes.get("output.value"))
+    if kind == "tool":
+        reading.tool = _tool_run(reading.name, attributes)
+    elif kind == "llm":
+        request, response = parsed_or(attributes.get("input.value")), parsed_or(attributes.get("output.value"))
+        _facts(attributes, reading, response if isinstance(response, dict) else {})
+        fill(reading, indexed(attributes, "llm.input_messages", loss=span.loss), _message)
+        answers(reading, indexed(attributes, "llm.output_messages", loss=span.loss), _message)
+        _read_tools(attributes, reading, span.loss)
+        _from_sdk(reading, request if isinstance(request, dict) else {}, response if isinstance(response, dict) else {})
+    return reading
+
+
+def _facts(attributes: Mapping[str, Any], reading: Reading, response: Mapping[str, Any]) -> None:
+    params = parsed_or(attributes.get("llm.invocation_parameters"))
+    asked = attributes.get("llm.model_name")
+    reading.params = params if isinstance(params, dict) else {}
+    answered = response.get("model") or asked or reading.params.get("model")
+    reading.model = str(answered) if answered else None
+    if asked:
+        reading.params = {"model": asked, **reading.params}
+    cost = attributes.get("llm.cost.total")
+    reading.usage = genai.usage_of({name: attributes.get(key) for name, key in _USAGE.items()}, number(cost))
+    reading.finish_reason = finish_reason(attributes.get("llm.finish_reason"))
+    reading.response_id = response["id"] if isinstance(response.get("id"), str) else None
+
+
+def _message(fields: Mapping[str, Any]) -> Message | None:
+    """None where the role or the name of a call is lost."""
+    fields = {key.removeprefix("message."): value for key, value in fields.items()}
+    if not isinstance(fields.get("role"), str):
+        return None
+    found: dict[str, Any] = {"role": fields["role"], "content": fields.get("content")}
+    parts = nested(fields, "contents")
+    if parts:
+        found["content"] = [_part(part) for part in parts]
+    calls = nested(fields, "tool_calls")
+    if found["content"] is None and fields["role"] == "tool":
+        found["content"] = ""  # empty texts are not exported
+    if found["content"] is None and not calls:
+        return None
+    found.update({key: fields[key] for key in ("name", "tool_call_id") if isinstance(fields.get(key), str)})
+    names = [call.get("tool_call.function.name") for call in calls]
+    if not all(isinstance(name, str) for name in names):
+        return None
+    if calls:
+        found["tool_calls"] = [
+            genai.tool_call(call.get("tool_call.id"), name, call.get("tool_call.function.arguments"))
+            for call, name in zip(calls, names, strict=True)
+        ]
+    return genai.openai_message(found)
+
+
+def _part(fields: Mapping[str, Any]) -> dict[str, Any]:
+    fields = {key.removeprefix("message_content."): value for key, value in fields.items()}
+    url = fields.get("image.image.url")
+    if isinstance(url, str):
+        return {"type": "image_url", "image_url": {"url": url}}
+    return {"type": "text", **fields}
+
+
+def _read_tools(attributes: Mapping[str, Any], reading: Reading, loss: Loss) -> None:
+    found = indexed(attributes, "llm.tools", loss=loss)
+    if not found.items:
+        return
+    raw = [found.items[index].get("tool.json_schema") for index in sorted(found.items)]
+    reading.redacted |= REDACTED in raw
+    tools = [genai.tool_spec(item) for item in raw]
+    reading.tools = tuple(tool for tool in tools if tool is not None)
+    reading.tools_whole = found.whole and None not in tools
+    reading.truncated |= any(isinstance(item, str) and item != REDACTED and parsed_or(item) is None for item in raw)
+
+
+def _from_sdk(reading: Reading, request: Mapping[str, Any], response: Mapping[str, Any]) -> None:
+    """Fall back on the request and response of an OpenAI-style client."""
+    messages = request.get("messages")
+    if not reading.slots and isinstance(messages, list) and messages:
+        found = [genai.openai_message(raw) for raw in messages]
+        reading.count = len(found)
+        reading.slots = {i: Slot(message) for i, message in enumerate(found) if message is not None and not genai.is_redacted(message)}
+    if reading.tools is None and isinstance(request.get("tools"), list):
+        tools = [genai.tool_spec(raw) for raw in request["tools"]]
+        reading.tools, reading.tools_whole = tuple(tool for tool in tools if tool), None not in tools
+    choices = response.get("choices")
+    if isinstance(choices, list) and not reading.outputs:
+        answered = [genai.openai_message(choice.get("message")) for choice in choices if isinstance(choice, dict)]
+        reading.outputs = [Slot(message) for message in answered if message is not None and not genai.is_redacted(message)]
+
+
+def _tool_run(name: str, attributes: Mapping[str, Any]) -> ToolRun:
+    call_id = attributes.get("tool_call.id") or attributes.get("tool.id")
+    arguments = genai.known_text(attributes.get("tool.parameters")) or genai.known_text(attributes.get("input.value"))
+    return ToolRun(name, call_id if isinstance(call_id, str) else None, arguments, genai.known_text(attributes.get("output.value")))

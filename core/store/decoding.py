@@ -1,0 +1,162 @@
+"""Rows back into nouns, many traces at a time. Messages that traces share are one object."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from duckdb import DuckDBPyConnection
+
+from counterplay.core.canonical import loads
+from counterplay.core.effects import Effect
+from counterplay.core.nouns import (
+    Call,
+    Completeness,
+    Grade,
+    Message,
+    Outcome,
+    Score,
+    Source,
+    Step,
+    SubTrajectory,
+    ToolSpec,
+    Trace,
+    Trajectory,
+    Usage,
+)
+from counterplay.core.store.tables import records
+
+Fields = Mapping[str, Any]
+
+
+def read_traces(connection: DuckDBPyConnection, numbers: Sequence[int]) -> Iterator[Trace]:
+    """The traces with these row numbers, in that order."""
+    headers = {row["number"]: row for row in _within(connection, "trace", "number", numbers)}
+    calls = _grouped(_within(connection, "call", "trace_number", numbers, "ordinal"), "trace_number")
+    scores = _grouped(_within(connection, "trace_score", "trace_number", numbers), "trace_number")
+    contexts = _grouped(_within(connection, "trajectory", "trace_number", numbers, "ordinal"), "trace_number")
+    trajectories = read_trajectories(connection, [row["number"] for rows in contexts.values() for row in rows])
+    for number in numbers:
+        parts = [(row, trajectories[row["number"]]) for row in contexts[number]]
+        yield _trace(headers[number], parts, calls[number], scores[number])
+
+
+def read_trajectories(connection: DuckDBPyConnection, numbers: Sequence[int]) -> dict[int, Trajectory]:
+    """The trajectories with these row numbers."""
+    rows = _within(connection, "trajectory", "number", numbers)
+    toolsets = read_toolsets(connection, {row["toolset"] for row in rows})
+    steps = _grouped(_within(connection, "step", "trajectory", numbers, "step"), "trajectory")
+    messages = _messages(connection, numbers)
+    return {n: _trajectory(toolsets[row["toolset"]], messages[n], steps[n]) for row in rows for n in [row["number"]]}
+
+
+def read_toolsets(connection: DuckDBPyConnection, ids: set[int]) -> dict[int, tuple[ToolSpec, ...]]:
+    return {row["id"]: toolset_of(row) for row in _within(connection, "toolset", "id", sorted(ids))}
+
+
+def toolset_of(row: Fields) -> tuple[ToolSpec, ...]:
+    effects = [Effect(kind, resource) for kind, resource in loads(row["effects"])]
+    return tuple(ToolSpec(wire, effect) for wire, effect in zip(loads(row["tools"]), effects, strict=True))
+
+
+def step_of(row: Fields, messages: Sequence[Message]) -> Step:
+    return Step(
+        action=messages[0],
+        observations=tuple(messages[1:]),
+        sampled=row["sampled"],
+        terminated=row["terminated"],
+        truncated=row["truncated"],
+        error=row["error"],
+        reward=row["reward"],
+        grades=tuple(Grade(grade) for grade in row["grades"]),
+    )
+
+
+def _within(connection: DuckDBPyConnection, table: str, column: str, values: Sequence[int], order: str = "") -> list[dict[str, Any]]:
+    """Rows of `table` whose `column` is one of `values`. The range lets DuckDB skip whole row groups."""
+    if not values:
+        return []
+    query = f"SELECT * FROM {table} WHERE {column} BETWEEN ? AND ? AND {column} IN (SELECT unnest(?))"  # noqa: S608  names of our own
+    query += f" ORDER BY {column}, {order}" if order else ""
+    return records(connection, query, [min(values), max(values), list(values)])
+
+
+def _messages(connection: DuckDBPyConnection, numbers: Sequence[int]) -> dict[int, list[tuple[int | None, Message]]]:
+    """Step and message of every path row in order, by trajectory."""
+    found: dict[int, list[tuple[int | None, Message]]] = defaultdict(list)
+    if not numbers:
+        return found
+    query = """SELECT trajectory, step, node FROM path WHERE trajectory BETWEEN ? AND ? AND trajectory IN (SELECT unnest(?))
+        ORDER BY trajectory, depth"""
+    spots = connection.execute(query, [min(numbers), max(numbers), list(numbers)]).fetchall()
+    wires = read_messages(connection, {node for _, _, node in spots})
+    for trajectory, step, node in spots:
+        found[trajectory].append((step, wires[node]))
+    return found
+
+
+def read_messages(connection: DuckDBPyConnection, ids: set[int]) -> dict[int, Message]:
+    if not ids:
+        return {}
+    query = "SELECT id, wire FROM node WHERE id BETWEEN ? AND ? AND id IN (SELECT unnest(?))"
+    return {row["id"]: Message(row["wire"]) for row in records(connection, query, [min(ids), max(ids), sorted(ids)])}
+
+
+def _trajectory(tools: tuple[ToolSpec, ...], messages: Sequence[tuple[int | None, Message]], steps: Sequence[Fields]) -> Trajectory:
+    by_step: dict[int | None, list[Message]] = defaultdict(list)
+    for step, message in messages:
+        by_step[step].append(message)
+    return Trajectory(tools, tuple(by_step[None]), tuple(step_of(row, by_step[row["step"]]) for row in steps))
+
+
+def _trace(row: Fields, parts: Sequence[tuple[Fields, Trajectory]], calls: Sequence[Fields], scores: Sequence[Fields]) -> Trace:
+    return Trace(
+        id=row["id"],
+        trajectory=parts[0][1],
+        source=Source(row["format"], row["uri"], row["line"], row["dialect"]),
+        sub_trajectories=tuple(
+            SubTrajectory(context, about["agent"], about["parent_step"], about["continues"]) for about, context in parts[1:]
+        ),
+        task=row["task"],
+        session=row["session"],
+        agent=row["agent"],
+        outcome=Outcome(row["reward"], row["success"], row["outcome_source"], loads(row["details"])),
+        calls=tuple(map(_call, calls)),
+        scores={s["name"]: Score(s["value"], s["reason"], s["verifier"], s["version"]) for s in scores},
+        tags=tuple(row["tags"]),
+        metadata=loads(row["metadata"]),
+        completeness=Completeness(
+            row["inputs"],
+            row["tools_known"],
+            row["system_prompt"],
+            row["dropped_attributes"],
+            row["truncated"],
+            row["redacted"],
+            tuple(row["notes"]),
+        ),
+        started_at_us=row["started_at_us"],
+        ended_at_us=row["ended_at_us"],
+    )
+
+
+def _call(row: Fields) -> Call:
+    return Call(
+        step=row["step"],
+        trajectory=row["trajectory"],
+        model=row["model"],
+        params=loads(row["params"]),
+        usage=Usage(row["input_tokens"], row["output_tokens"], row["cached_tokens"], row["reasoning_tokens"], row["cost_usd"]),
+        latency_s=row["latency_s"],
+        started_at_us=row["started_at_us"],
+        finish_reason=row["finish_reason"],
+        response_id=row["response_id"],
+        inputs=row["inputs"],
+    )
+
+
+def _grouped(rows: Sequence[dict[str, Any]], column: str) -> dict[int, list[dict[str, Any]]]:
+    groups: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        groups[row[column]].append(row)
+    return groups

@@ -1,0 +1,117 @@
+"""Opening the file: every way it can be refused has one clear message, and a new store appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from pathlib import Path
+
+import duckdb
+from duckdb import DuckDBPyConnection
+
+from counterplay.core.errors import StoreError, UserError
+from counterplay.core.store.schema import migrate
+
+MEMORY = ":memory:"
+
+_CONFIG: dict[str, str | bool | int | float | list[str]] = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
+_HOLDER = re.compile(r"lock is held in (.*?) \(PID (\d+)\)")
+_writers: set[str] = set()
+_guard = threading.Lock()
+
+
+def connect(path: str, *, read_only: bool) -> DuckDBPyConnection:
+    """Open or create the store at `path` with the newest schema. Raises StoreError or UserError, with nothing changed."""
+    if path == MEMORY:
+        connection = duckdb.connect(MEMORY, config=_CONFIG)
+    else:
+        _check_file(path, read_only=read_only)
+        if not Path(path).exists():
+            _create(path)
+        connection = _open(path, read_only=read_only)
+    try:
+        migrate(connection, path, read_only=read_only)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def claim(path: str) -> None:
+    """Reserve writing to `path` in this process. Raises StoreError where another `Store` of this process has it."""
+    name = os.path.realpath(path)
+    with _guard:
+        if path != MEMORY and name in _writers:
+            raise StoreError(f"store {path} is already open for writing in this process", do="Use that Store, or close it first.")
+        _writers.add(name)
+
+
+def release(path: str) -> None:
+    with _guard:
+        _writers.discard(os.path.realpath(path))
+
+
+def _check_file(path: str, *, read_only: bool) -> None:
+    file = Path(path)
+    if file.is_dir():
+        raise UserError(f"got a folder as store: {path}", "a file", "Name a file in it, such as store.duckdb.")
+    if not file.exists():
+        if read_only:
+            raise UserError(f"store {path} does not exist", "an existing store", "Make one with: counterplay ingest LOGS --store FILE")
+        if not file.parent.is_dir():
+            raise UserError(f"folder {file.parent} does not exist", "an existing folder for the store", "Create it first.")
+        return
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(12)
+    except OSError as error:
+        raise UserError(f"store {path} can't be read: {error.strerror}", "a readable file") from error
+    if head[8:12] != b"DUCK":
+        raise StoreError(f"{path} is not a DuckDB file", "a counterplay store", "Give another --store file; nothing was changed.")
+
+
+def _create(path: str) -> None:
+    """Build an empty store beside `path` and link it into place: a killed creation leaves no half store under that name."""
+    draft = f"{path}.{os.getpid()}.new"
+    Path(draft).unlink(missing_ok=True)
+    connection = duckdb.connect(draft, config=_CONFIG)
+    try:
+        migrate(connection, path, read_only=False)
+        connection.close()
+        _place(draft, path)
+    except FileExistsError:
+        pass  # another process was faster: its store is as good
+    finally:
+        connection.close()
+        for leftover in (draft, f"{draft}.wal"):
+            Path(leftover).unlink(missing_ok=True)
+
+
+def _place(draft: str, path: str) -> None:
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if not Path(path).exists():
+            Path(draft).rename(path)
+
+
+def _open(path: str, *, read_only: bool) -> DuckDBPyConnection:
+    try:
+        return duckdb.connect(path, read_only=read_only, config=_CONFIG)
+    except duckdb.ConnectionException as error:
+        raise StoreError(f"store {path} is open in this process in another mode", do="Close it first.") from error
+    except duckdb.Error as error:
+        raise _refusal(path, str(error), read_only=read_only) from error
+
+
+def _refusal(path: str, message: str, *, read_only: bool) -> StoreError:
+    holder = _HOLDER.search(message)
+    if holder is not None:
+        got = f"store {path} is in use by process {holder[2]} ({holder[1]})"
+        do = "Wait for it or end it; many readers may share a store, a writer has it alone."
+        return StoreError(got, "no writer at work" if read_only else "a store that no other process has open", do)
+    got = f"store {path} can't be opened: {message.splitlines()[0]}"
+    return StoreError(got, "an intact counterplay store", "Restore it from a copy or ingest the logs into a new one.")

@@ -1,0 +1,90 @@
+"""The tables of a store, as migrations: each is applied once, in order, in one transaction.
+
+`node` holds every message once, linked to what it follows: `parent` is the id of a node, or of the `toolset` at the root.
+Ids are internal numbers (they keep a path of a growing context almost free to store); `key` is `Trajectory.key`, the
+content's own name. Exact text is zstd-compressed; `attributes` are the same values in a form SQL can query fast.
+"""
+
+from __future__ import annotations
+
+import time
+
+from duckdb import DuckDBPyConnection
+
+from counterplay.core.errors import StoreError
+from counterplay.core.store.tables import scalar, transaction
+
+FIRST = """
+CREATE TABLE toolset (id BIGINT NOT NULL, key UUID NOT NULL, tools VARCHAR USING COMPRESSION zstd NOT NULL,
+    effects VARCHAR NOT NULL, bytes INTEGER NOT NULL);
+CREATE TABLE node (id BIGINT NOT NULL, key UUID NOT NULL, parent BIGINT NOT NULL, role VARCHAR, bytes INTEGER NOT NULL,
+    tool_calls STRUCT(id VARCHAR, name VARCHAR)[], wire VARCHAR USING COMPRESSION zstd NOT NULL);
+CREATE TABLE trace (number BIGINT NOT NULL, id VARCHAR NOT NULL, current BOOLEAN NOT NULL, digest UUID NOT NULL,
+    task VARCHAR, session VARCHAR, agent VARCHAR, format VARCHAR NOT NULL, dialect VARCHAR NOT NULL, uri VARCHAR NOT NULL, line BIGINT,
+    reward DOUBLE, success BOOLEAN, outcome_source VARCHAR NOT NULL, details VARCHAR USING COMPRESSION zstd NOT NULL,
+    inputs VARCHAR NOT NULL, tools_known BOOLEAN NOT NULL, system_prompt BOOLEAN NOT NULL, dropped_attributes BIGINT NOT NULL,
+    truncated BOOLEAN NOT NULL, redacted BOOLEAN NOT NULL, notes VARCHAR[] NOT NULL, tags VARCHAR[] NOT NULL,
+    metadata VARCHAR USING COMPRESSION zstd NOT NULL, attributes VARIANT, started_at_us BIGINT, ended_at_us BIGINT,
+    trajectories INTEGER NOT NULL, steps INTEGER NOT NULL, messages INTEGER NOT NULL, calls INTEGER NOT NULL,
+    input_tokens BIGINT NOT NULL, output_tokens BIGINT NOT NULL, cost_usd DOUBLE, grade UTINYINT NOT NULL);
+CREATE TABLE trajectory (number BIGINT NOT NULL, id VARCHAR NOT NULL, kind VARCHAR NOT NULL, digest UUID NOT NULL, toolset BIGINT NOT NULL,
+    tip UUID NOT NULL, prompt INTEGER NOT NULL, steps INTEGER NOT NULL, grade UTINYINT NOT NULL, reward DOUBLE,
+    trace VARCHAR, trace_number BIGINT, ordinal INTEGER NOT NULL, agent VARCHAR NOT NULL, parent_step INTEGER, continues INTEGER,
+    forked_from VARCHAR, fork_step INTEGER, search VARCHAR, search_node INTEGER);
+CREATE TABLE path (trajectory BIGINT NOT NULL, depth INTEGER NOT NULL, node BIGINT NOT NULL, step INTEGER, role_in_step VARCHAR NOT NULL);
+CREATE TABLE step (trajectory BIGINT NOT NULL, step INTEGER NOT NULL, sampled BOOLEAN NOT NULL, terminated BOOLEAN NOT NULL,
+    truncated BOOLEAN NOT NULL, error VARCHAR, reward DOUBLE, grades UTINYINT[] NOT NULL);
+CREATE TABLE call (trace_number BIGINT NOT NULL, ordinal INTEGER NOT NULL, trajectory INTEGER NOT NULL, step INTEGER NOT NULL,
+    model VARCHAR, params VARCHAR USING COMPRESSION zstd NOT NULL, attributes VARIANT, input_tokens BIGINT NOT NULL,
+    output_tokens BIGINT NOT NULL, cached_tokens BIGINT NOT NULL, reasoning_tokens BIGINT NOT NULL, cost_usd DOUBLE, latency_s DOUBLE,
+    started_at_us BIGINT, finish_reason VARCHAR, response_id VARCHAR, inputs VARCHAR NOT NULL);
+CREATE TABLE trace_score (trace_number BIGINT NOT NULL, name VARCHAR NOT NULL, value DOUBLE NOT NULL, reason VARCHAR NOT NULL,
+    verifier VARCHAR NOT NULL, version VARCHAR NOT NULL);
+CREATE TABLE score (key UUID NOT NULL, verifier VARCHAR NOT NULL, version VARCHAR NOT NULL, value DOUBLE, reason VARCHAR NOT NULL,
+    error VARCHAR, at_us BIGINT NOT NULL);
+CREATE TABLE search (number BIGINT NOT NULL, id VARCHAR NOT NULL, digest UUID NOT NULL, algorithm VARCHAR NOT NULL, trace VARCHAR,
+    task VARCHAR, fork_step INTEGER NOT NULL, config VARCHAR NOT NULL, attributes VARIANT, stopped VARCHAR NOT NULL, nodes INTEGER NOT NULL,
+    finished INTEGER NOT NULL, simulations DOUBLE, model_calls DOUBLE, tokens DOUBLE, usd DOUBLE, tool_calls DOUBLE, seconds DOUBLE);
+CREATE TABLE search_node (search BIGINT NOT NULL, index INTEGER NOT NULL, parent INTEGER, key UUID NOT NULL, messages BIGINT[],
+    sampled BOOLEAN, terminated BOOLEAN, truncated BOOLEAN, error VARCHAR, reward DOUBLE, grades UTINYINT[], prior DOUBLE NOT NULL,
+    logprob DOUBLE, visits BIGINT NOT NULL, value_sum DOUBLE NOT NULL, draws BIGINT NOT NULL, logged BOOLEAN NOT NULL, score DOUBLE,
+    score_reason VARCHAR, score_verifier VARCHAR, score_version VARCHAR);
+CREATE TABLE journal (number BIGINT NOT NULL, scope VARCHAR NOT NULL, key VARCHAR NOT NULL, kind VARCHAR NOT NULL,
+    answer VARCHAR USING COMPRESSION zstd NOT NULL, at_us BIGINT NOT NULL);
+CREATE TABLE quarantine (uri VARCHAR NOT NULL, line BIGINT, byte_offset BIGINT NOT NULL, reason VARCHAR NOT NULL,
+    raw VARCHAR NOT NULL, at_us BIGINT NOT NULL);
+CREATE VIEW message AS SELECT t.id AS trajectory, t.kind, t.trace, p.depth, p.step, p.role_in_step, n.role, n.key, n.tool_calls, n.wire
+    FROM trajectory t JOIN path p ON p.trajectory = t.number JOIN node n ON n.id = p.node;
+"""
+
+MIGRATIONS: tuple[str, ...] = (FIRST,)
+"""Statement n brings a store from version n to n + 1. Entries are only ever added."""
+
+
+def version_of(connection: DuckDBPyConnection) -> int:
+    """The schema version of an open database; 0 where it holds nothing at all. Raises StoreError where it is someone else's."""
+    tables = {name for (name,) in connection.execute("SELECT table_name FROM duckdb_tables() WHERE NOT internal").fetchall()}
+    if not tables:
+        return 0
+    if "migration" not in tables:
+        got = f"got a DuckDB file with {len(tables)} tables that counterplay did not make"
+        raise StoreError(got, "a counterplay store", "Give another --store file; nothing was changed.")
+    return int(scalar(connection, "SELECT coalesce(max(version), 0) FROM migration"))
+
+
+def migrate(connection: DuckDBPyConnection, path: str, *, read_only: bool) -> None:
+    """Bring a store to the newest schema, all or nothing. Raises StoreError where it is newer, or older and may not be written."""
+    version, newest = version_of(connection), len(MIGRATIONS)
+    if version > newest:
+        got = f"store {path} has schema version {version}"
+        raise StoreError(got, f"at most {newest}", "It was written by a newer counterplay: upgrade this one.")
+    if version == newest:
+        return
+    if read_only:
+        got = f"store {path} has schema version {version}"
+        raise StoreError(got, f"{newest} to read it", "Open it once for writing, which migrates it.")
+    with transaction(connection):
+        connection.execute("CREATE TABLE IF NOT EXISTS migration (version INTEGER NOT NULL, at_us BIGINT NOT NULL)")
+        for number, statements in enumerate(MIGRATIONS[version:], version + 1):
+            connection.execute(statements)
+            connection.execute("INSERT INTO migration VALUES (?, ?)", [number, time.time_ns() // 1000])

@@ -1,0 +1,158 @@
+"""Every way a store can't be opened has its own clear message, and leaves the file as it was."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+
+import duckdb
+import pytest
+
+from counterplay.core.errors import StoreError, UserError
+from counterplay.core.nouns import Message, Source, Trace, Trajectory
+from counterplay.core.store import Store, schema
+
+TRACE = Trace("t", Trajectory((), (Message.user("hi"),)), Source("test"))
+
+
+@pytest.fixture
+def path(tmp_path):
+    with Store.open(tmp_path / "s.duckdb") as store:
+        store.ingest([TRACE])
+    return tmp_path / "s.duckdb"
+
+
+def test_a_store_is_one_file_and_outlives_closing(path):
+    assert [file.name for file in path.parent.iterdir()] == ["s.duckdb"]
+    for read_only in (False, True):
+        with Store.open(path, read_only=read_only) as store:
+            assert store.trace("t") == TRACE
+    store.close()
+
+
+def test_a_file_system_without_hard_links_will_do(tmp_path, monkeypatch):
+    def refused(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    with Store.open(tmp_path / "s.duckdb") as store:
+        store.ingest([TRACE])
+    assert [file.name for file in tmp_path.iterdir()] == ["s.duckdb"]
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"SQLite format 3\0" + b"\0" * 200, b'{"messages": []}\n'])
+def test_a_file_of_another_kind_is_refused_and_kept(tmp_path, content):
+    file = tmp_path / "s.duckdb"
+    file.write_bytes(content)
+    with pytest.raises(StoreError, match="is not a DuckDB file"):
+        Store.open(file)
+    assert file.read_bytes() == content
+
+
+def test_sqlite_is_refused_without_reaching_for_the_network(tmp_path):
+    with sqlite3.connect(tmp_path / "s.sqlite") as connection:
+        connection.execute("CREATE TABLE a (b)")
+    connection.close()
+    with pytest.raises(StoreError, match="is not a DuckDB file"):
+        Store.open(tmp_path / "s.sqlite")
+
+
+def test_a_duckdb_file_of_someone_else_is_refused_and_kept(tmp_path):
+    with duckdb.connect(str(tmp_path / "s.duckdb")) as connection:
+        connection.execute("CREATE TABLE sales AS SELECT 1 AS a")
+    with pytest.raises(StoreError, match="tables that counterplay did not make"):
+        Store.open(tmp_path / "s.duckdb")
+    with duckdb.connect(str(tmp_path / "s.duckdb")) as connection:
+        assert connection.execute("SELECT table_name FROM duckdb_tables()").fetchall() == [("sales",)]
+
+
+def test_a_truncated_store_is_named(path):
+    path.write_bytes(path.read_bytes()[: 64 * 1024])
+    with pytest.raises(StoreError, match=r"can't be opened|damaged"):
+        Store.open(path)
+
+
+def test_paths_that_can_not_be_a_store(tmp_path):
+    with pytest.raises(UserError, match="got a folder as store"):
+        Store.open(tmp_path)
+    with pytest.raises(UserError, match="does not exist"):
+        Store.open(tmp_path / "none" / "s.duckdb")
+    with pytest.raises(UserError, match="does not exist"):
+        Store.open(tmp_path / "s.duckdb", read_only=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_names_its_holder(path):
+    attempt = "import sys; from counterplay.core.store import Store; Store.open(sys.argv[1], read_only=len(sys.argv) > 2)"
+    with Store.open(path):
+        for arguments in ([], ["read"]):
+            done = subprocess.run([sys.executable, "-c", attempt, path, *arguments], capture_output=True, text=True, check=False)
+            assert f"is in use by process {os.getpid()}" in done.stderr
+            assert "StoreError" in done.stderr
+    with Store.open(path, read_only=True):
+        done = subprocess.run([sys.executable, "-c", attempt, path, "read"], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, "readers share"
+
+
+def test_one_writer_in_a_process(path):
+    with Store.open(path):
+        with pytest.raises(StoreError, match="already open for writing in this process"):
+            Store.open(path)
+        with pytest.raises(StoreError, match="in another mode"):
+            Store.open(path, read_only=True)
+    with Store.open(path, read_only=True), pytest.raises(StoreError, match="in another mode"):
+        Store.open(path)
+    Store.open(path).close()
+
+
+def test_a_reader_can_not_write(path):
+    with Store.open(path, read_only=True) as store:
+        for write in (lambda: store.ingest([TRACE]), lambda: store.put_scores([]), lambda: store.journal().put("k", "x", "1")):
+            with pytest.raises(StoreError, match="read-only"):
+                write()
+
+
+def test_a_newer_store_is_refused(path):
+    with duckdb.connect(str(path)) as connection:
+        connection.execute("INSERT INTO migration VALUES (99, 0)")
+    with pytest.raises(StoreError, match=r"schema version 99; wanted at most 1.*upgrade"):
+        Store.open(path)
+
+
+def test_an_older_store_is_migrated_once(path, monkeypatch):
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, "CREATE TABLE extra (a INTEGER); INSERT INTO extra VALUES (1)"))
+    with pytest.raises(StoreError, match="Open it once for writing"):
+        Store.open(path, read_only=True)
+    for _ in range(2):
+        with Store.open(path) as store:
+            assert store._records("SELECT a FROM extra") == [{"a": 1}]
+            assert store._records("SELECT version FROM migration ORDER BY version") == [{"version": 1}, {"version": 2}]
+            assert store.trace("t") == TRACE
+
+
+def test_a_migration_that_fails_changes_nothing(path, monkeypatch):
+    with monkeypatch.context() as changed:
+        changed.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, "CREATE TABLE extra (a INTEGER); SELECT error('no')"))
+        with pytest.raises(duckdb.Error):
+            Store.open(path)
+    with Store.open(path) as store:
+        assert store._records("SELECT count(*) AS n FROM duckdb_tables() WHERE table_name = 'extra'") == [{"n": 0}]
+        assert store.verify() == []
+
+
+def test_text_columns_are_compressed_and_attributes_can_be_queried(tmp_path):
+    from dataclasses import replace
+
+    with Store.open(tmp_path / "s.duckdb") as store:
+        wordy = [
+            replace(TRACE, id=f"t{i}", trajectory=Trajectory((), (Message.user(f"{i} " * 300),)), metadata={"tenant": {"n": i}})
+            for i in range(300)
+        ]
+        store.ingest(wordy)
+        store._connection.execute("CHECKPOINT")
+        kinds = store._records(
+            "SELECT DISTINCT compression FROM pragma_storage_info('node') WHERE column_name = 'wire' AND segment_type = 'VARCHAR'"
+        )
+        assert kinds == [{"compression": "ZSTD"}]
+        assert store._records("SELECT id FROM trace WHERE attributes.tenant.n::INTEGER = 7") == [{"id": "t7"}]
+        assert store._records("SELECT DISTINCT role FROM message") == [{"role": "user"}]

@@ -1,0 +1,53 @@
+"""Writes the golden trees again: `python -m tests.search.regenerate_golden`. Read the difference before you keep it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+from counterplay.core.budget import Budget
+from counterplay.search.registry import SEARCHES
+from counterplay.search.render import to_dict
+from tests.search.game import Enumerator, Game, Sampler, action, random_game, start
+
+FOLDER = Path(__file__).parent / "golden"
+CASES: dict[str, dict[str, Any]] = {
+    "best_of_n": {"search": "best_of_n", "policy": "sampler", "verifier": "outcome", "options": {"n": 6}},
+    "greedy": {"search": "greedy", "policy": "sampler", "verifier": "outcome", "options": {"num_samples": 5}},
+    "beam": {"search": "beam", "policy": "sampler", "verifier": "exact", "options": {"width": 2, "aggregation": "mean"}},
+    "mcts_puct": {"search": "mcts", "policy": "enumerator", "verifier": "exact", "options": {"num_simulations": 24}},
+    "mcts_uct": {"search": "mcts", "policy": "sampler", "verifier": "outcome", "options": {"num_simulations": 12, "selection": "uct"}},
+    "mcts_random": {"search": "mcts", "policy": "sampler", "verifier": "exact", "game": 6, "options": {"num_simulations": 20, "seed": 3}},
+    "mcts_budget": {"search": "mcts", "policy": "sampler", "verifier": "exact", "budget": {"model_calls": 18}, "options": {}},
+    "fork": {
+        "search": "fork_best_of_n",
+        "policy": "sampler",
+        "verifier": "outcome",
+        "line": ["plan", "read", "skim"],
+        "options": {"pivots": [0, 2], "rollouts_per_alternative": 2},
+    },
+}
+
+
+async def grow(case: dict[str, Any]) -> dict[str, Any]:
+    game = Game() if "game" not in case else Game(random_game(case["game"]))
+    policy = Sampler(game) if case["policy"] == "sampler" else Enumerator(game)
+    state = start()
+    for move in case.get("line", []):
+        state = state.extend(await game.step(state, action(move)))
+    verifier = getattr(game, case["verifier"])
+    tree = await SEARCHES[case["search"]](state, policy, game, verifier, Budget.of(**case.get("budget", {})), **case["options"])
+    return to_dict(tree)
+
+
+def main() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    for name, case in CASES.items():
+        grown = asyncio.run(grow(case))
+        (FOLDER / f"{name}.json").write_text(json.dumps({"case": case, "tree": grown}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -15,7 +15,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal, Self, TypeAlias, cast
 
-from counterplay.core.canonical import canonical, chain_key, dumps, loads
+from counterplay.core.canonical import canonical, chain_key, content_key, dumps, loads
 from counterplay.core.effects import EXTERNAL, Effect
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
@@ -244,7 +244,7 @@ class Trajectory:
     def key(self) -> str:
         """Content key of the last message, chained over every message from the tool set on: 32 hex digits.
 
-        Two states have one key exactly if tools, prompt and all messages are equal; rewards, grades and flags do not enter.
+        Two states have one key exactly if tools and all messages are equal; where steps begin, rewards, grades and flags do not enter.
         """
         key = self.root_key
         for message in self.prompt:
@@ -256,7 +256,7 @@ class Trajectory:
 
     @cached_property
     def root_key(self) -> str:
-        return chain_key("", *(tool.wire for tool in self.tools))
+        return content_key("tools", *(tool.wire for tool in self.tools))
 
     @property
     def messages(self) -> tuple[Message, ...]:

@@ -34,8 +34,9 @@ class Ticker:
         self._progress.advance(self._task, amount)
 
     def at(self, completed: float, total: float | None = None, note: str | None = None) -> None:
-        fields = {} if note is None else {"note": note}
-        self._progress.update(self._task, completed=completed, total=total, **fields)
+        self._progress.update(self._task, completed=completed, total=total)
+        if note is not None:
+            self.note(note)
 
     def note(self, text: str) -> None:
         self._progress.update(self._task, note=text)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from duckdb import DuckDBPyConnection
 
 from counterplay.core.canonical import chain_key
+from counterplay.core.nouns import Trajectory
 from counterplay.core.store.checks import CHECKS
 from counterplay.core.store.content import facts_of
 from counterplay.core.store.decoding import read_traces, read_trajectories, toolset_of
@@ -39,7 +40,7 @@ def _toolsets(connection: DuckDBPyConnection) -> Iterator[Problem]:
         except (ValueError, TypeError) as error:
             yield Problem("toolset", row["key"], f"can't be read: {error}")
             continue
-        if chain_key("", *(tool.wire for tool in tools)) != row["key"]:
+        if Trajectory(tools).root_key != row["key"]:
             yield Problem("toolset", row["key"], "its text does not give its key")
         if effects_text(tools) != row["effects"] or sum(len(tool.wire.encode()) for tool in tools) != row["bytes"]:
             yield Problem("toolset", row["key"], "its effects or its size do not fit its text")

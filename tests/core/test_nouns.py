@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from counterplay.core.canonical import chain_key, dumps, loads
+from counterplay.core.canonical import chain_key, content_key, dumps, loads
 from counterplay.core.nouns import Grade, Message, Outcome, Score, Step, ToolCall, ToolSpec, Trajectory, Usage, parse_json_object, steps_of
 from tests.core.generated import messages, objects, steps, trajectories, usages
 
@@ -88,7 +88,7 @@ def test_a_tool_keeps_its_wire():
 
 @given(trajectories)
 def test_the_key_is_chained_over_every_message(trajectory):
-    root = chain_key("", *(tool.wire for tool in trajectory.tools))
+    root = content_key("tools", *(tool.wire for tool in trajectory.tools))
     assert trajectory.root_key == root
     assert trajectory.key == chain_key(root, *(message.wire for message in trajectory.messages))
 

@@ -28,6 +28,13 @@ CASES: dict[str, dict[str, Any]] = {
         "line": ["plan", "read", "skim"],
         "options": {"pivots": [0, 2], "rollouts_per_alternative": 2},
     },
+    "repair": {
+        "search": "repair",
+        "policy": "sampler",
+        "verifier": "exact",
+        "line": ["plan", "read", "skim"],
+        "options": {"n": 6, "lookback": 1, "rounds": 2, "rollouts_per_alternative": 2},
+    },
 }
 
 

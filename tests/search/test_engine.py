@@ -270,7 +270,7 @@ async def test_a_failed_branch_is_data(game):
         if name != "beam":
             policy = Flaky(fragile)
         options = {"best_of_n": {"n": 40}, "mcts": {"num_simulations": 80}, "beam": {"width": 5}}[name]
-        tree = await SEARCHES[name](start(), policy, fragile, moody, Budget(), **options)
+        tree = await SEARCHES[name](start("Play well."), policy, fragile, moody, Budget(), **options)
         errors = [node for node in tree.nodes if node.step and node.step.error]
         assert errors
         assert all(node.finished and node.score is None and node.visits == 0 for node in errors)

@@ -1,0 +1,141 @@
+"""From the store to datasets and from datasets to a tuned model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from counterplay.core.errors import UserError
+from counterplay.core.nouns import Grade, Trace
+
+if TYPE_CHECKING:
+    from counterplay.core.store import Store
+    from counterplay.finetune.card import DatasetReport
+    from counterplay.finetune.rows import SourcedTree
+    from counterplay.finetune.train import TrainReport
+
+
+def export_sft(
+    store: Store,
+    out: Path,
+    *,
+    source: str = "both",
+    min_score: float = 1.0,
+    min_grade: str = "executed",
+    tokenizer: str | None = None,
+    max_length: int | None = None,
+    held_out: float = 0.0,
+    algorithms: Sequence[str] | None = None,
+    seed: int = 0,
+) -> DatasetReport:
+    """Whole successful trajectories: `logged` ones, `searched` ones, or both. Raises UserError where no row is left."""
+    from counterplay.finetune.rows import Harvest, SFTRow
+    from counterplay.finetune.trajectories import logged_rows, sft_rows
+    from counterplay.finetune.write import write_dataset
+
+    if source not in ("logged", "searched", "both"):
+        raise UserError(f"got --source {source!r}", "logged, searched or both")
+    grade, traces = _grade(min_grade), list(store.load())
+    rows: Harvest[SFTRow] = Harvest()
+    if source != "searched":
+        rows += logged_rows(traces, min_reward=min_score)
+    if source != "logged":
+        rows += sft_rows(trees(store, traces, algorithms), min_score=min_score, min_grade=grade)
+    return write_dataset(rows, out, tokenizer=_tokenizer(tokenizer), max_length=max_length, split=_split(held_out), seed=seed)
+
+
+def export_dpo(
+    store: Store,
+    out: Path,
+    *,
+    tau: float = 0.9,
+    min_grade: str = "executed",
+    tokenizer: str | None = None,
+    max_length: int | None = None,
+    held_out: float = 0.0,
+    algorithms: Sequence[str] | None = None,
+    seed: int = 0,
+) -> DatasetReport:
+    """Step-level preference pairs from every tree in the store. Raises UserError where no pair is left."""
+    from counterplay.finetune.pairs import dpo_rows
+    from counterplay.finetune.write import write_dataset
+
+    if not 0.5 < tau <= 1:
+        raise UserError(f"got --tau {tau:g}", "a probability above 0.5 and at most 1")
+    rows = dpo_rows(trees(store, list(store.load()), algorithms), tau=tau, min_grade=_grade(min_grade))
+    return write_dataset(rows, out, tokenizer=_tokenizer(tokenizer), max_length=max_length, split=_split(held_out), seed=seed)
+
+
+def trees(store: Store, traces: Sequence[Trace], algorithms: Sequence[str] | None = None) -> list[SourcedTree]:
+    """Every stored search with the logged traces it grew from; only those of `algorithms` where given."""
+    from counterplay.finetune.rows import SourcedTree
+
+    by_id: dict[str, Trace] = {trace.id: trace for trace in traces}
+    rows = [row for row in store.searches() if not algorithms or row.algorithm in algorithms]
+    if not rows:
+        wanted = f"one by {', '.join(algorithms)}" if algorithms else "at least one"
+        raise UserError(f"got a store without searches: {store.path}", wanted, "Search first: counterplay search (or --source logged).")
+    made = []
+    for row in rows:
+        mine = [by_id[row.trace]] if row.trace in by_id else [trace for trace in traces if row.trace is None and trace.task == row.task]
+        made.append(SourcedTree.of(store.search(row.id), mine))
+    return made
+
+
+def train(
+    kind: str,
+    model: str | Path,
+    data: Path,
+    out: Path,
+    *,
+    learning_rate: float | None = None,
+    max_length: int | None = None,
+    on_step: Callable[[float, float], None] | None = None,
+    **settings: Any,
+) -> TrainReport:
+    """Fine-tune the model in folder `model` on a dataset folder; `kind` is sft or dpo. None leaves a setting to the recipe.
+
+    `on_step` is called with the steps done and their total.
+    """
+    from counterplay.finetune.train import TrainStep, train_dpo, train_sft
+
+    def note(step: TrainStep) -> None:
+        if on_step is not None:
+            on_step(step.step, step.total)
+
+    recipe: Callable[..., TrainReport] = {"sft": train_sft, "dpo": train_dpo}[kind]
+    given = {"learning_rate": learning_rate, "max_length": max_length}
+    return recipe(model, data, out, on_step=note, **{k: v for k, v in given.items() if v is not None}, **settings)
+
+
+def _grade(name: str) -> Grade:
+    try:
+        grade = Grade.parse(name)
+    except ValueError as error:
+        raise UserError(f"got --min-grade {name!r}", str(error).partition("wanted ")[2]) from None
+    if grade is Grade.STALE:
+        raise UserError(
+            "got --min-grade stale", "exact, reused, executed or simulated", "A stale observation is a false one: it is never exported."
+        )
+    return grade
+
+
+def _split(held_out: float) -> dict[str, float]:
+    if not (math.isfinite(held_out) and 0 <= held_out < 1):
+        raise UserError(f"got --held-out {held_out:g}", "a share from 0 up to, not including, 1")
+    return {"train": 1 - held_out, "test": held_out} if held_out else {"train": 1.0}
+
+
+def _tokenizer(folder: str | None) -> Any:
+    if folder is None:
+        return None
+    if not Path(folder).is_dir():
+        raise UserError(f"got tokenizer {folder!r}, which is not a folder", "a local model folder with a tokenizer")
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"got tokenizer {folder!r}, which can't be loaded: {error}", "a model folder with tokenizer files") from error

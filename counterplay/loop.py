@@ -1,0 +1,334 @@
+"""The loop: the lines that join the rooms. Traces in, fidelity checked, pivots found, counterfactuals searched, datasets out.
+
+Every function takes an open store and plain values, returns a report, and leaves nothing half-done: what was answered is
+journalled, and the same call made again goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any
+
+from counterplay.core.budget import KINDS, Budget
+from counterplay.core.canonical import content_key
+from counterplay.core.errors import UserError
+from counterplay.core.nouns import ToolSpec, Trace
+from counterplay.core.records import Rejected
+
+if TYPE_CHECKING:
+    from counterplay.core.store import Store
+    from counterplay.core.store.rows import IngestReport
+    from counterplay.parts import Asked
+
+Item = Trace | Rejected
+
+
+def _nothing(*_: Any) -> None:
+    """For callers that don't watch."""
+
+
+@contextmanager
+def opened(path: Path | str, *, read_only: bool = False) -> Iterator[Store]:
+    """The store at `path`, closed again on the way out. Reading asks for an existing file: a missing one is a UserError."""
+    from counterplay.core.store import Store
+
+    if read_only and not Path(path).exists():
+        raise UserError(f"got store {path}, which does not exist", "a store", f"Make one: counterplay ingest LOGS --store {path}")
+    with Store.open(path, read_only=read_only) as store:
+        yield store
+
+
+def ingest(
+    paths: Iterable[Path | str],
+    store: Store,
+    *,
+    format: str = "auto",  # noqa: A002  the user's word
+    effects: Path | None = None,
+    on_item: Callable[[], None] = _nothing,
+) -> IngestReport:
+    """Take log files and folders into the store. `effects` names a TOML table of tool effects that completes what the logs say."""
+    from counterplay.connectors.base import ingest_items
+
+    files = [Path(path) for path in paths]
+    missing = [str(path) for path in files if not path.exists()]
+    if missing:
+        raise UserError(f"got {', '.join(missing)}, which does not exist", "log files or folders")
+    table = _effect_table(effects)
+
+    async def items() -> AsyncIterator[Item]:
+        for path in files:
+            async for item in ingest_items(path, format):
+                on_item()
+                yield with_effects(item, table) if isinstance(item, Trace) else item
+
+    return store.ingest(_blocking(items()))
+
+
+def _effect_table(path: Path | None) -> Callable[[Sequence[ToolSpec]], tuple[ToolSpec, ...]]:
+    if path is None:
+        return tuple
+    from counterplay.replay.effects import EffectTable
+
+    return EffectTable.from_toml(path).apply
+
+
+def with_effects(trace: Trace, apply: Callable[[Sequence[ToolSpec]], tuple[ToolSpec, ...]]) -> Trace:
+    """`trace` with the effects of its tools replaced by `apply`."""
+    subs = tuple(replace(sub, trajectory=replace(sub.trajectory, tools=apply(sub.trajectory.tools))) for sub in trace.sub_trajectories)
+    return replace(trace, trajectory=replace(trace.trajectory, tools=apply(trace.trajectory.tools)), sub_trajectories=subs)
+
+
+def _blocking(items: AsyncIterator[Item]) -> Iterator[Item]:
+    """An async iterator as a plain one, without reading ahead."""
+    with asyncio.Runner() as runner:
+        while True:
+            try:
+                item = runner.run(_next(items))
+            except StopAsyncIteration:
+                return
+            yield item
+
+
+async def _next(items: AsyncIterator[Item]) -> Item:
+    return await anext(items)
+
+
+def select(store: Store, *, trace_ids: Sequence[str] | None, which: str, limit: int | None) -> list[Trace]:
+    """Traces by id, or by outcome: `failed`, `succeeded` or `all`, in the store's order. Raises UserError on another word."""
+    if trace_ids:
+        return [store.trace(trace_id) for trace_id in trace_ids][:limit]
+    wanted: dict[str, bool | EllipsisType] = {"failed": False, "succeeded": True, "all": ...}
+    if which not in wanted:
+        raise UserError(f"got --select {which!r}", f"one of {', '.join(wanted)}")
+    return list(store.load([row.id for row in store.traces(success=wanted[which], limit=limit)]))
+
+
+@dataclass(frozen=True)
+class ToolFidelity:
+    """How often one tool (empty: a user) answered as recorded."""
+
+    tool: str
+    observations: int
+    reproduced: int
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What re-enacting logged traces gave. `divergences` is the first of each unfaithful trace: trace, step, tool, kind, got, wanted."""
+
+    traces: int
+    observations: int
+    reproduced: int
+    outcomes: int
+    outcomes_reproduced: int
+    tools: tuple[ToolFidelity, ...] = ()
+    divergences: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def faithful(self) -> bool:
+        return bool(self.traces) and self.reproduced == self.observations and self.outcomes_reproduced == self.outcomes
+
+
+async def replay(traces: Sequence[Trace], asked: Asked, *, on_trace: Callable[[], None] = _nothing) -> Replayed:
+    """Re-enact every trace in the environment that was asked for, and compare observations and outcomes."""
+    from counterplay.replay.fidelity import check
+
+    against = _against(traces, asked)
+    results = []
+    for trace in traces:
+        results.append((trace, await check(trace.trajectory, against(trace), allow_external=asked.allow_external)))
+        on_trace()
+    executed = [seen for _, fidelity in results for seen in fidelity.observations if seen.executed]
+    seen_by, same_by = Counter(seen.tool for seen in executed), Counter(seen.tool for seen in executed if seen.reproduced)
+    outcomes = [fidelity.outcome_reproduced for _, fidelity in results if fidelity.outcome_reproduced is not None]
+    firsts = [(trace.id, *fidelity.first) for trace, fidelity in results if fidelity.first]
+    return Replayed(
+        traces=len(results),
+        observations=len(executed),
+        reproduced=sum(same_by.values()),
+        outcomes=len(outcomes),
+        outcomes_reproduced=sum(outcomes),
+        tools=tuple(ToolFidelity(tool, seen_by[tool], same_by[tool]) for tool in sorted(seen_by)),
+        divergences=tuple(
+            {"trace": trace_id, "step": step, "tool": d.tool, "kind": d.kind, "got": d.got, "wanted": d.wanted}
+            for trace_id, step, d in firsts
+        ),
+    )
+
+
+def _against(traces: Sequence[Trace], asked: Asked) -> Callable[[Trace], Any]:
+    from counterplay.parts import task_of, world_factory
+
+    if asked.environment == "recorded":
+        return asked.make_environment(traces)
+    factory = world_factory(asked.environment)
+    return lambda trace: lambda: factory(task_of(trace))
+
+
+@dataclass(frozen=True)
+class Pivot:
+    """Where one trace went wrong. `step` is None where undetermined; `mass` the probability on it; `action` what the agent did there."""
+
+    trace: str
+    task: str | None
+    step: int | None
+    mass: float | None
+    action: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Localised:
+    """`found` of the `pivots` have a step; the others say why not."""
+
+    traces: int
+    found: int
+    pivots: tuple[Pivot, ...]
+
+
+async def localise(
+    store: Store, traces: Sequence[Trace], asked: Asked, *, method: str = "drop", budget: str = "", on_trace: Callable[[], None] = _nothing
+) -> Localised:
+    """The pivotal step of each trace: `drop` asks a process verifier about every prefix, `bisect` plays on from prefixes."""
+    from counterplay.core.journal import JournaledEnvironment, JournaledPolicy, JournaledVerifier
+    from counterplay.search.localise import first_drop
+    from counterplay.search.localise import localise as bisect
+
+    if method not in ("drop", "bisect"):
+        raise UserError(f"got --method {method!r}", "drop or bisect")
+    verifier = asked.make_verifier()
+    playing = method == "bisect" and bool(traces)
+    policy, environment_of = (asked.make_policy(traces), asked.make_environment(traces)) if playing else (None, None)
+    share = Plan(budget=budget).share(len(traces))
+
+    async def one(trace: Trace) -> Pivot:
+        if policy is None or environment_of is None:
+            found = await first_drop(trace.trajectory, verifier)
+        else:
+            journal = store.journal(f"localise/{trace.id}")
+            parts = (
+                JournaledPolicy(policy, journal),
+                JournaledEnvironment(environment_of(trace), journal),
+                JournaledVerifier(verifier, journal),
+            )
+            found = await bisect(trace.trajectory, *parts, share(), max_steps=asked.max_steps, seed=asked.seed)
+        on_trace()
+        action = "" if found.step is None else trace.trajectory.steps[found.step].action.signature
+        mass = None if found.step is None else found.posterior[found.step]
+        return Pivot(trace.id, trace.task, found.step, mass, action, found.reason)
+
+    pivots = tuple(await asyncio.gather(*(one(trace) for trace in traces if trace.trajectory.steps)))
+    return Localised(len(traces), sum(pivot.step is not None for pivot in pivots), pivots)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to search. `fork` is `start`, `pivot` or a step number.
+
+    `budget` is for all traces together, `trace_budget` for each; both as text, empty is no limit.
+    """
+
+    algorithm: str = "fork_best_of_n"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    fork: str = "pivot"
+    budget: str = ""
+    trace_budget: str = ""
+    concurrency: int = 64
+
+    @classmethod
+    def parse(cls, algorithm: str, options: Sequence[str], **settings: Any) -> Plan:
+        """Check names and values as a user writes them. Raises UserError on an unknown algorithm or option, or a value of another type."""
+        from counterplay.search.registry import SEARCHES, find, parse_options
+
+        if algorithm != "stitch" and algorithm not in SEARCHES:
+            raise UserError(f"got search {algorithm!r}", f"one of {', '.join([*SEARCHES, 'stitch'])}")
+        malformed = next((text for text in options if "=" not in text), None)
+        if malformed is not None:
+            raise UserError(f"got option {malformed!r}", "key=value")
+        given = {key.strip(): value for key, value in (text.split("=", 1) for text in options)}
+        if algorithm == "stitch":
+            if given:
+                raise UserError(f"got option {next(iter(given))!r}", "none: stitch has no options")
+            return cls(algorithm, **settings)
+        return cls(algorithm, parse_options(find(algorithm), given), **settings)
+
+    def share(self, traces: int) -> Callable[[], Budget]:
+        """A maker of one trace's budget: `trace_budget` where given, else an even share of what can be counted; the clock is common."""
+        whole, each = Budget.parse(self.budget), Budget.parse(self.trace_budget)
+        limits = {kind: getattr(whole.limits, kind) for kind in KINDS}
+        shares = {kind: limit if kind == "seconds" or limit is None else limit / max(traces, 1) for kind, limit in limits.items()}
+        own = {kind: getattr(each.limits, kind) for kind in KINDS}
+        merged = {kind: own[kind] if own[kind] is not None else shares[kind] for kind in KINDS}
+
+        def make() -> Budget:
+            made = Budget.of(**merged)
+            made.limits = replace(made.limits, **{k: float(int(v)) for k, v in merged.items() if v is not None and k in _COUNTED})
+            return made
+
+        return make
+
+    def affordable(self, traces: int) -> int:
+        """How many traces fit into `budget` at `trace_budget` each; all of them where one of the two is open."""
+        whole, each = Budget.parse(self.budget), Budget.parse(self.trace_budget)
+        pairs = [(getattr(whole.limits, kind), getattr(each.limits, kind)) for kind in KINDS if kind != "seconds"]
+        return min([traces, *(int(limit // own) for limit, own in pairs if limit is not None and own)])
+
+
+_COUNTED = ("simulations", "model_calls", "tokens", "tool_calls")
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What a search over many traces did. `searches` holds one id a tree, in trace order.
+
+    `resumed` trees were complete in the store already. `improved` trees have a finished branch that scores above the logged one.
+    `used` is what the trees' budgets were charged, answers from the journal included; `live_calls` the model calls really made now.
+    `digest` is 32 hex digits over the trees: equal for equal trees.
+    """
+
+    searches: tuple[str, ...]
+    traces: int
+    skipped: Mapping[str, str]
+    resumed: int
+    improved: int
+    nodes: int
+    used: Mapping[str, float]
+    live_calls: int
+    tally: Mapping[str, Any]
+    stopped: Mapping[str, int]
+    digest: str
+
+
+async def search(store: Store, traces: Sequence[Trace], asked: Asked, plan: Plan, *, on_trace: Callable[[], None] = _nothing) -> Searched:
+    """Search every trace and keep its tree. A trace whose tree is complete in the store is not searched again."""
+    if plan.algorithm == "stitch":
+        return _stitched(store, traces, on_trace)
+    from counterplay.searching import Searching
+
+    return await Searching(store, traces, asked, plan, on_trace).run()
+
+
+def _stitched(store: Store, traces: Sequence[Trace], on_trace: Callable[[], None]) -> Searched:
+    """Merge the runs of each task; zero model calls."""
+    from counterplay.search.stitch import stitch
+    from counterplay.searching import summary
+
+    by_task: dict[str, list[Trace]] = {}
+    for trace in traces:
+        by_task.setdefault(f"task {trace.task}" if trace.task is not None else f"trace {trace.id}", []).append(trace)
+    made = []
+    for runs in by_task.values():
+        usable = [trace for trace in runs if trace.trajectory.steps]
+        peers = content_key(*sorted(trace.id for trace in usable))
+        for trace, tree in zip(usable, stitch([trace.trajectory for trace in usable]), strict=True):
+            record = tree.to_record(content_key("stitch", trace.id, peers), trace=trace.id, task=trace.task)
+            made.append((record, not store.put_search(record)))
+            on_trace()
+    skipped = {trace.id: "it has no steps" for trace in traces if not trace.trajectory.steps}
+    return summary([record for record, _ in made], resumed=sum(held for _, held in made), traces=len(traces), skipped=skipped)

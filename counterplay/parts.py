@@ -1,0 +1,96 @@
+"""From what a user names to the parts a search needs: policy, environment for each trace, verifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from counterplay.core.errors import UserError
+from counterplay.core.loading import resolve
+from counterplay.core.nouns import Trace
+from counterplay.core.protocols import Environment, Policy, Verifier
+from counterplay.replay.world import World
+
+EnvironmentOf = Callable[[Trace], Environment]
+WorldOf = Callable[[str], World]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Parts by name, as the command line takes them. Empty names mean that the user gave none."""
+
+    policy: str = ""
+    environment: str = "recorded"
+    verifiers: tuple[str, ...] = ()
+    base_url: str | None = None
+    temperature: float = 1.0
+    max_tokens: int | None = None
+    seed: int = 0
+    max_steps: int = 100
+    allow_external: frozenset[str] = frozenset()
+
+    def make_policy(self, traces: Sequence[Trace] = ()) -> Policy:
+        """The policy; `logged` proposes what `traces` did. Raises UserError where none was named."""
+        from counterplay.replay.policies import policy_from_spec
+
+        if not self.policy:
+            raise UserError("got no policy", "--policy openai:MODEL, transformers:DIR, logged, or module:attr")
+        return policy_from_spec(
+            self.policy,
+            base_url=self.base_url,
+            temperature=self.temperature,
+            max_tokens=self.max_tokens,
+            seed=self.seed,
+            trajectories=[trace.trajectory for trace in traces],
+        )
+
+    def make_verifier(self) -> Verifier:
+        """One verifier: the named ones, all of which must be content; the logged or played outcome where none was named."""
+        from counterplay.verifiers.combine import all_of
+        from counterplay.verifiers.registry import load
+
+        loaded = [load(spec) for spec in self.verifiers or ("outcome",)]
+        return loaded[0] if len(loaded) == 1 else all_of(*loaded)
+
+    def make_environment(self, traces: Sequence[Trace]) -> EnvironmentOf:
+        """For each trace its environment: the recordings of its task, or a live world made for its task."""
+        if self.environment != "recorded":
+            return self._live(world_factory(self.environment))
+        from counterplay.replay.recorded import RecordedEnvironment
+
+        def recorded(trace: Trace) -> Environment:
+            peers = [other.trajectory for other in traces if trace.task is not None and other.task == trace.task and other.id != trace.id]
+            return RecordedEnvironment([trace.trajectory, *peers])
+
+        return recorded
+
+    def _live(self, factory: WorldOf) -> EnvironmentOf:
+        from counterplay.replay.live import LiveEnvironment
+
+        def live(trace: Trace) -> Environment:
+            task = task_of(trace)
+            return LiveEnvironment(lambda: factory(task), task=task, max_steps=self.max_steps, allow_external=self.allow_external)
+
+        return live
+
+
+def task_of(trace: Trace) -> str:
+    """The task a world is made for. Raises UserError where the log did not say."""
+    if trace.task is None:
+        raise UserError(
+            f"got trace {trace.id} without a task", "a task to make its world for", "Use --environment recorded, or log the task."
+        )
+    return trace.task
+
+
+def world_factory(spec: str) -> WorldOf:
+    """The factory `module:attr` names. Raises UserError where it can't be called or found."""
+    if ":" not in spec:
+        raise UserError(f"got environment {spec!r}", "recorded, or module:attr, a factory of worlds by task")
+    factory = resolve(spec, "environment")
+    if not callable(factory):
+        raise UserError(
+            f"got environment {spec!r}, a {type(factory).__name__}", "a class or function that takes a task and returns a world"
+        )
+    return cast("WorldOf", factory)

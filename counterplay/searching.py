@@ -1,0 +1,189 @@
+"""One search over many traces: each with its own budget, journal and tree, all in flight together.
+
+The identity of a search is everything that decides its tree. A tree that is complete under its identity is not made
+again; one that was cut off is, and finds its own calls answered in the journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from counterplay.core.budget import Budget
+from counterplay.core.canonical import canonical, content_key
+from counterplay.core.errors import CounterplayError, StoreError, UserError
+from counterplay.core.journal import JournaledEnvironment, JournaledPolicy, JournaledVerifier
+from counterplay.core.nouns import State, Trace
+from counterplay.core.protocols import fingerprint_of
+from counterplay.core.records import SearchRecord
+from counterplay.loop import Plan, Searched
+from counterplay.replay.fork import fork
+from counterplay.search.localise import first_drop
+from counterplay.search.registry import LOGGED, find, options
+from counterplay.search.tree import SearchTree
+
+if TYPE_CHECKING:
+    from counterplay.core.store import Store
+    from counterplay.parts import Asked
+
+_FLUSH_S = 5.0
+_CLOCK = "seconds"
+
+
+@dataclass(frozen=True)
+class Done:
+    """The tree of one trace. `live_calls` were really made; `held` says that it was complete in the store."""
+
+    record: SearchRecord
+    live_calls: int = 0
+    held: bool = False
+
+
+class Searching:
+    """The parts of one search, made once, and the trees that are done but not yet written."""
+
+    def __init__(self, store: Store, traces: Sequence[Trace], asked: Asked, plan: Plan, on_trace: Callable[[], None]) -> None:
+        affordable = plan.affordable(len(traces))
+        self.store, self.asked, self.plan, self.on_trace = store, asked, plan, on_trace
+        self.all, self.traces = traces, traces[:affordable]
+        self.skipped = {trace.id: "the budget was spent on the traces before it" for trace in traces[affordable:]}
+        self.policy, self.verifier = asked.make_policy(traces), asked.make_verifier()
+        self.environment_of = asked.make_environment(traces)
+        self.share = plan.share(len(self.traces))
+        self.held = {row.id: row for row in store.searches(algorithm=plan.algorithm)}
+        self._unwritten: list[SearchRecord] = []
+        self._errors: list[CounterplayError] = []
+        self._written_s = time.monotonic()
+
+    async def run(self) -> Searched:
+        gate = asyncio.Semaphore(self.plan.concurrency)
+        started = [asyncio.create_task(self._gated(gate, trace)) for trace in self.traces]
+        try:
+            done = [result for result in await asyncio.gather(*started) if result is not None]
+        finally:
+            for task in started:
+                task.cancel()
+            self._write(force=True)
+        if self._errors and not done:
+            raise self._errors[0]
+        return summary(
+            [result.record for result in done],
+            resumed=sum(result.held for result in done),
+            traces=len(self.all),
+            skipped=self.skipped,
+            live_calls=sum(result.live_calls for result in done),
+            tally=asdict(self.policy.tally) if hasattr(self.policy, "tally") else {},
+        )
+
+    async def _gated(self, gate: asyncio.Semaphore, trace: Trace) -> Done | None:
+        """The tree of one trace; None, with the reason in `skipped`, where it could not be searched: one bad trace stops no other."""
+        async with gate:
+            try:
+                done = await self._one(trace)
+            except StoreError:
+                raise
+            except CounterplayError as error:
+                self.skipped[trace.id] = str(error)
+                self._errors.append(error)
+                done = None
+            self.on_trace()
+            return done
+
+    async def _one(self, trace: Trace) -> Done:
+        state = await self._start(trace)
+        environment, budget = self.environment_of(trace), self.share()
+        config = self._config(budget)
+        parts = [fingerprint_of(part) for part in (self.policy, environment, self.verifier)]
+        search_id = content_key("search", self.plan.algorithm, trace.id, state.key, canonical(config), *parts)
+        held = self.held.get(search_id)
+        if held is not None and _CLOCK not in held.stopped:
+            return Done(self.store.search(search_id), held=True)
+        journal = self.store.journal(search_id)
+        policy = JournaledPolicy(self.policy, journal)
+        run = partial(find(self.plan.algorithm), **self._options())
+        tree: SearchTree = await run(
+            state, policy, JournaledEnvironment(environment, journal), JournaledVerifier(self.verifier, journal), budget
+        )
+        tree.config = {**tree.config, **config, "policy": parts[0], "environment": parts[1], "verifier": parts[2]}
+        record = tree.to_record(
+            search_id, trace=trace.id, task=trace.task, fork_step=len(state) if self.plan.algorithm not in LOGGED else 0
+        )
+        self._unwritten.append(record)
+        self._write()
+        return Done(record, policy.live_calls)
+
+    async def _start(self, trace: Trace) -> State:
+        """The state to search from: the whole log for searches that fork it themselves, else the state at the fork."""
+        if not trace.trajectory.steps:
+            raise UserError(f"trace {trace.id} has no steps", "a trace with at least one model call")
+        if self.plan.algorithm in LOGGED:
+            return trace.trajectory
+        if self.plan.fork == "start":
+            return fork(trace, 0)
+        if self.plan.fork == "pivot":
+            return fork(trace, (await first_drop(trace.trajectory, self.verifier)).step or 0)
+        try:
+            return fork(trace, int(self.plan.fork))
+        except ValueError:
+            raise UserError(f"got --fork {self.plan.fork!r}", "start, pivot, or a step number") from None
+
+    def _config(self, budget: Budget) -> dict[str, Any]:
+        return {**self.plan.options, "seed": self.asked.seed, "fork": self.plan.fork, "budget": asdict(budget.limits)}
+
+    def _options(self) -> dict[str, Any]:
+        known, given = options(find(self.plan.algorithm)), dict(self.plan.options)
+        given.setdefault("seed", self.asked.seed)
+        given.setdefault("max_steps", self.asked.max_steps)
+        return {name: value for name, value in given.items() if name in known}
+
+    def _write(self, *, force: bool = False) -> None:
+        """Write finished trees, a few seconds' worth at a time: what a kill loses is replayed from the journal."""
+        if not force and time.monotonic() - self._written_s < _FLUSH_S:
+            return
+        while self._unwritten:
+            self.store.put_search(self._unwritten[0])
+            self._unwritten.pop(0)
+        self._written_s = time.monotonic()
+
+
+def summary(
+    records: Sequence[SearchRecord],
+    *,
+    resumed: int = 0,
+    traces: int = 0,
+    skipped: Mapping[str, str] | None = None,
+    live_calls: int = 0,
+    tally: Mapping[str, Any] | None = None,
+) -> Searched:
+    """Many trees as one report."""
+    used: Counter[str] = Counter()
+    for record in records:
+        used.update({kind: amount for kind, amount in asdict(record.used).items() if amount and kind != _CLOCK})
+    return Searched(
+        searches=tuple(record.id for record in records),
+        traces=traces,
+        skipped=skipped or {},
+        resumed=resumed,
+        improved=sum(_improved(record) for record in records),
+        nodes=sum(len(record.nodes) for record in records),
+        used=dict(used),
+        live_calls=live_calls,
+        tally=tally or {},
+        stopped=dict(Counter(record.stopped for record in records)),
+        digest=content_key(*(_tree_digest(record) for record in records)),
+    )
+
+
+def _improved(record: SearchRecord) -> bool:
+    tree = SearchTree.from_record(record)
+    best, logged = tree.best(), [node.score.value for node in tree.finished() if node.logged and node.score is not None]
+    return best is not None and best.score is not None and not best.logged and best.score.value > max(logged, default=0.0)
+
+
+def _tree_digest(record: SearchRecord) -> str:
+    return content_key(record.id, repr([(n.parent, n.step, n.prior, n.visits, n.value_sum, n.draws, n.score) for n in record.nodes]))

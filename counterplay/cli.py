@@ -290,6 +290,9 @@ ModelOut = Annotated[Path, typer.Option("--out", help="The folder of the tuned m
 Epochs = Annotated[float, typer.Option("--epochs", help="Passes over the data.")]
 LearningRate = Annotated[float | None, typer.Option("--learning-rate", help="Without it, the recipe's own.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Rows a step.")]
+Steps = Annotated[int | None, typer.Option("--steps", help="Stop after so many optimiser steps, in place of --epochs.")]
+CheckpointSteps = Annotated[int | None, typer.Option("--checkpoint-steps", help="Keep a checkpoint every so many steps.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")]
 Lora = Annotated[bool, typer.Option("--lora", help="Train low-rank adapters and merge them, in place of all weights.")]
 
 
@@ -300,14 +303,17 @@ def train_sft(
     data: DataFolder,
     out: ModelOut,
     epochs: Epochs = 2.0,
+    steps: Steps = None,
     learning_rate: LearningRate = None,
     batch_size: BatchSize = 8,
     max_length: MaxLength = None,
     lora: Lora = False,
+    checkpoint_steps: CheckpointSteps = None,
+    resume: Resume = False,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Supervised fine-tuning on what the agent sampled, and on nothing else. Run again, it resumes from its last checkpoint."""
+    """Supervised fine-tuning on what the agent sampled, and on nothing else."""
     from counterplay import exporting
 
     with console.ticking("training", quiet=as_json) as tick:
@@ -317,6 +323,9 @@ def train_sft(
             data,
             out,
             epochs=epochs,
+            steps=steps,
+            checkpoint_steps=checkpoint_steps,
+            resume=resume,
             learning_rate=learning_rate,
             batch_size=batch_size,
             max_length=max_length,
@@ -334,6 +343,7 @@ def train_dpo(
     data: DataFolder,
     out: ModelOut,
     epochs: Epochs = 1.0,
+    steps: Steps = None,
     learning_rate: LearningRate = None,
     batch_size: BatchSize = 8,
     max_length: MaxLength = None,
@@ -342,6 +352,8 @@ def train_dpo(
         float | None, typer.Option("--label-smoothing", help="Expected share of wrong pairs; without it, the dataset's own estimate.")
     ] = None,
     lora: Lora = False,
+    checkpoint_steps: CheckpointSteps = None,
+    resume: Resume = False,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -355,6 +367,9 @@ def train_dpo(
             data,
             out,
             epochs=epochs,
+            steps=steps,
+            checkpoint_steps=checkpoint_steps,
+            resume=resume,
             learning_rate=learning_rate,
             batch_size=batch_size,
             max_length=max_length,
@@ -470,6 +485,7 @@ def front(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 def main() -> Any:
     """The console script."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a thread that spins for work slows torch sevenfold where cores are shared
     return app()
 
 

@@ -14,7 +14,7 @@ from counterplay.core.errors import UserError
 from counterplay.core.loading import resolve
 from counterplay.core.nouns import Trajectory
 from counterplay.core.protocols import Policy
-from counterplay.parts import WorldOf, world_factory
+from counterplay.parts import WorldOf, closing, world_factory
 
 if TYPE_CHECKING:
     from counterplay.finetune.evaluate import EvaluationReport
@@ -116,12 +116,11 @@ async def evaluate(
 
     factory, results = world_factory(environment), []
     for name, spec in policies.items():
-        policy = policy_from_spec(spec, base_url=base_url, temperature=temperature, seed=seed, max_tokens=max_tokens)
-        played = await play_tasks(policy, factory, tasks, max_steps=max_steps, concurrency=concurrency, on_task=on_task)
+        made = policy_from_spec(spec, base_url=base_url, temperature=temperature, seed=seed, max_tokens=max_tokens)
+        async with closing(made) as policy:
+            played = await play_tasks(policy, factory, tasks, max_steps=max_steps, concurrency=concurrency, on_task=on_task)
         steps = {task: float(len(trajectory)) for task, trajectory in zip(tasks, played.trajectories, strict=True)}
         results.append(Results(name, played.outcomes(tasks), steps))
-        if hasattr(policy, "close"):
-            policy.close()
     return compare_all(results, against=against)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import EllipsisType
@@ -197,6 +197,7 @@ async def localise(
 ) -> Localised:
     """The pivotal step of each trace: `drop` asks a process verifier about every prefix, `bisect` plays on from prefixes."""
     from counterplay.core.journal import JournaledEnvironment, JournaledPolicy, JournaledVerifier
+    from counterplay.parts import closing
     from counterplay.search.localise import first_drop
     from counterplay.search.localise import localise as bisect
 
@@ -223,7 +224,8 @@ async def localise(
         mass = None if found.step is None else found.posterior[found.step]
         return Pivot(trace.id, trace.task, found.step, mass, action, found.reason)
 
-    pivots = tuple(await asyncio.gather(*(one(trace) for trace in traces if trace.trajectory.steps)))
+    async with closing(policy) if policy is not None else nullcontext():
+        pivots = tuple(await asyncio.gather(*(one(trace) for trace in traces if trace.trajectory.steps)))
     return Localised(len(traces), sum(pivot.step is not None for pivot in pivots), pivots)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import cast
 
@@ -73,6 +74,18 @@ class Asked:
             return LiveEnvironment(lambda: factory(task), task=task, max_steps=self.max_steps, allow_external=self.allow_external)
 
         return live
+
+
+@asynccontextmanager
+async def closing(policy: Policy) -> AsyncIterator[Policy]:
+    """`policy`, let go of at the end in the event loop that used it, whichever way of closing it has."""
+    try:
+        yield policy
+    finally:
+        if hasattr(policy, "aclose"):
+            await policy.aclose()
+        elif hasattr(policy, "close"):
+            policy.close()
 
 
 def task_of(trace: Trace) -> str:

@@ -22,6 +22,7 @@ from counterplay.core.nouns import State, Trace
 from counterplay.core.protocols import fingerprint_of
 from counterplay.core.records import SearchRecord
 from counterplay.loop import Plan, Searched
+from counterplay.parts import closing
 from counterplay.replay.fork import fork
 from counterplay.search.localise import first_drop
 from counterplay.search.registry import LOGGED, find, options
@@ -63,12 +64,13 @@ class Searching:
     async def run(self) -> Searched:
         gate = asyncio.Semaphore(self.plan.concurrency)
         started = [asyncio.create_task(self._gated(gate, trace)) for trace in self.traces]
-        try:
-            done = [result for result in await asyncio.gather(*started) if result is not None]
-        finally:
-            for task in started:
-                task.cancel()
-            self._write(force=True)
+        async with closing(self.policy):
+            try:
+                done = [result for result in await asyncio.gather(*started) if result is not None]
+            finally:
+                for task in started:
+                    task.cancel()
+                self._write(force=True)
         if self._errors and not done:
             raise self._errors[0]
         return summary(

@@ -135,19 +135,9 @@ class Decoder:
 
     def _reserve(self, sequences: list[bytes]) -> tuple[list[Ints], Ints | None]:
         """Pool slots of the known prefix of each sequence (never all of it) and free ones for what follows, None where the pool is full."""
-        tree = self._pool.tree
-
-        def match() -> list[Ints]:
-            return [tree.match(tokens)[: len(tokens) // WIDTH - 1] for tokens in sequences]
-
-        matched = match()
-        known = sum(map(len, matched))
-        kept = tree.allocate(sum(map(len, sequences)) // WIDTH - known)
-        matched = match()  # making room may have dropped what was found
-        if kept is not None and sum(map(len, matched)) != known:
-            tree.release(kept)
-            kept = None
-        return matched, kept
+        matched = [self._pool.tree.match(tokens)[: len(tokens) // WIDTH - 1] for tokens in sequences]
+        # making room may evict what was just found; its keys stay in place until the batch, which copies them first, writes its own
+        return matched, self._pool.tree.allocate(sum(map(len, sequences)) // WIDTH - sum(map(len, matched)))
 
     def _forward(self, batch: Batch, layout: Layout, ids: Ints, positions: Ints, last: Ints | None = None) -> torch.Tensor:
         """One pass over packed tokens: the logits at `last`, or of all of them, shape (positions, vocabulary)."""

@@ -148,6 +148,13 @@ def _attend(
             query, keys, values, 0.0, False, attn_mask=bias, scale=scale
         )
         return out, weight
+    return plain_attention(query, keys, values, bias, scale)
+
+
+def plain_attention(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention by matrix products, in float32, and the log-sum-exp of its scores."""
     scores = (query @ keys.transpose(-1, -2)).float() * scale
     if bias is not None:
         scores = scores + bias

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from counterplay.core.canonical import content_key, dumps
 from counterplay.core.errors import CounterplayError, PolicyError, UserError
@@ -156,6 +156,12 @@ class OpenAIPolicy:
         client, self._client = self._client, None
         if client is not None and self._http_client is None:
             await client.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
 
     async def _each(self, state: State, start: int, n: int) -> list[Answer]:
         """One request for every draw, all in flight together."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from counterplay.core.errors import UserError
+from counterplay.core.loading import resolve
 from counterplay.core.nouns import Trajectory
 from counterplay.core.protocols import Policy
 from counterplay.replay.logged_policy import LoggedPolicy
@@ -49,23 +47,14 @@ def policy_from_spec(
 
         limits = {} if max_tokens is None else {"max_new_tokens": max_tokens}
         return TransformersPolicy(rest, temperature=temperature, seed=seed, **limits)
-    return _imported(spec, kind, rest)
+    return _imported(spec)
 
 
-def _imported(spec: str, module: str, attribute: str) -> Policy:
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found: Any = import_module(module)
-        for name in attribute.split("."):
-            found = getattr(found, name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"got policy {spec!r}, which can't be imported: {error}", SPELLINGS, "Check the spelling and the working folder."
-        ) from error
-    if isinstance(found, type) or not isinstance(found, Policy):
-        made = found() if callable(found) else found
-        if not isinstance(made, Policy):
-            raise UserError(f"got policy {spec!r}, a {type(made).__name__} without propose", "an object with async propose(state, n)")
-        return made
-    return found
+def _imported(spec: str) -> Policy:
+    found = resolve(spec, "policy")
+    if isinstance(found, Policy) and not isinstance(found, type):
+        return found
+    made = found() if callable(found) else found
+    if not isinstance(made, Policy):
+        raise UserError(f"got policy {spec!r}, a {type(made).__name__} without propose", "an object with async propose(state, n)")
+    return made

@@ -49,7 +49,7 @@ async def score_log(engine: Engine, path: LoggedPath) -> None:
         await engine.score([path.end])
     reward = logged_reward(path.end.state)
     if path.end.score is None and reward is not None:
-        path.end.score = Score(reward, "logged outcome", "logged_reward")
+        path.end.score = Score(reward, "logged outcome", "logged_reward", "1")
     if path.end.score is not None:
         path.end.backup(path.end.score.value)
 

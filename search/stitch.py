@@ -113,7 +113,7 @@ def _tree(run: Trajectory, classes: Classes) -> SearchTree:
             elif action.example is not None:
                 _fill(tree.add(node, Step(action.example)), action, state.runs)
     if reward is not None:
-        path.end.score = Score(reward, "logged outcome", "logged_reward")
+        path.end.score = Score(reward, "logged outcome", "logged_reward", "1")
     tree.stop("every run merged")
     return tree
 

@@ -7,7 +7,7 @@ import pytest
 
 from counterplay.core.errors import UserError
 from counterplay.core.nouns import Message, Step, ToolCall, ToolSpec, Trajectory
-from counterplay.core.protocols import Policy, first_draw, fingerprint_of
+from counterplay.core.protocols import Policy, fingerprint_of, first_draw
 from counterplay.replay.logged_policy import LoggedPolicy, situation_key
 from counterplay.replay.openai_policy import OpenAIPolicy
 from counterplay.replay.policies import policy_from_spec
@@ -105,7 +105,8 @@ def test_names_become_policies(tmp_path, monkeypatch):
     assert (local.seed, local.max_new_tokens) == (3, 9)
     assert isinstance(policy_from_spec("logged", trajectories=[log(Step(look("north")))]), LoggedPolicy)
     (tmp_path / "my_policies.py").write_text(
-        "class Mine:\n    async def propose(self, state, n):\n        return []\nready = Mine()\nnumber = 7\ndef make():\n    return Mine()\n"
+        "class Mine:\n    async def propose(self, state, n):\n        return []\n\n"
+        "ready = Mine()\nnumber = 7\n\ndef make():\n    return Mine()\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))

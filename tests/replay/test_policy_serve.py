@@ -1,6 +1,8 @@
 """`transformers serve`, a real OpenAI-compatible server, as the policy: it ignores `n` and samples only when told how."""
 
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,16 +12,18 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from counterplay.core.nouns import Usage
+from counterplay.core.nouns import Message, Step, Trajectory, Usage
+from counterplay.examples.ledger import Ledger, tasks
 from counterplay.replay.openai_policy import OpenAIPolicy, sampling_for_transformers_serve
 from counterplay.replay.transformers_policy import TransformersPolicy
+from counterplay.replay.world import ToolError
 
 LEDGER = Path(__file__).parents[2] / "examples" / "ledger" / "model"
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """The base URL of a server of the example's model."""
+    """The base URL of a server for any model folder."""
     pytest.importorskip("uvicorn", reason="needs the extra counterplay[serve]")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -28,7 +32,6 @@ def server(tmp_path_factory):
     program = [
         str(Path(sys.executable).parent / "transformers"),
         "serve",
-        str(LEDGER),
         "--device",
         "cpu",
         "--host",
@@ -47,9 +50,8 @@ def server(tmp_path_factory):
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         process.kill()
-        process.wait(); log.seek(0); print(log.read()[-3500:])
+        process.wait()
         log.close()
-
 
 
 def _answers(port):
@@ -59,42 +61,55 @@ def _answers(port):
         return False
 
 
-def start():
-    from counterplay.core.nouns import Trajectory
-    from counterplay.examples.ledger import Ledger, tasks
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The example's model as it is and without its response template: the server gives tool calls for the one, text for the other."""
+    plain = tmp_path_factory.mktemp("text") / "model"
+    shutil.copytree(LEDGER, plain)
+    config = json.loads((plain / "tokenizer_config.json").read_text())
+    config.pop("response_template", None)
+    (plain / "tokenizer_config.json").write_text(json.dumps(config))
+    return LEDGER, plain
 
+
+def answer(world, call):
+    try:
+        return world.call(call.name, call.args)
+    except ToolError as error:
+        return str(error)
+
+
+async def played(policy, steps):
+    """The first steps of the policy in a world of the example, and the usage of each."""
     world = Ledger(next(iter(tasks("train", 1))))
-    return Trajectory(tuple(world.tools), tuple(world.prompt))
+    state, usages = Trajectory(tuple(world.tools), tuple(world.prompt)), []
+    for _ in range(steps):
+        (proposal,) = await policy.propose(state, 1)
+        results = [Message.tool(answer(world, call), call.id) for call in proposal.action.tool_calls]
+        state = state.extend(Step(proposal.action, tuple(results)))
+        usages.append(proposal.usage.tokens)
+    return [step.action.signature for step in state.steps], usages
 
 
-async def test_greedy_answers_equal_the_local_policy_s(server):
-    served = OpenAIPolicy(str(LEDGER), base_url=server, temperature=0, max_tokens=64)
-    local = TransformersPolicy(LEDGER, temperature=0, max_new_tokens=64)
-    state = start()
-    for _ in range(3):
-        (theirs,), (ours,) = await served.propose(state, 1), await local.propose(state, 1)
-        assert theirs.action.signature == ours.action.signature
-        assert theirs.action.tool_calls
-        assert theirs.usage.tokens == ours.usage.tokens
-        state = _played(state, ours.action)
-    await served.aclose()
+@pytest.mark.parametrize("which", [0, 1])
+async def test_greedy_answers_equal_the_local_policy_s_whether_calls_come_as_calls_or_as_text(server, folders, which):
+    local = TransformersPolicy(folders[which], temperature=0, max_new_tokens=64)
+    async with OpenAIPolicy(str(folders[which]), base_url=server, temperature=0, max_tokens=64) as served:
+        theirs, ours = await played(served, 4), await played(local, 4)
+    assert theirs == ours
+    assert not any(signature.startswith("say(") for signature in theirs[0])
+    assert sum(theirs[1]) == served.tally.input_tokens + served.tally.output_tokens
     local.close()
 
 
-def _played(state, action):
-    from counterplay.core.nouns import Message, Step
-
-    return state.extend(Step(action, tuple(Message.tool('{"ok": true}', call.id) for call in action.tool_calls)))
-
-
-async def test_samples_differ_once_the_server_is_told_to_sample(server):
-    hot = OpenAIPolicy(
-        str(LEDGER), base_url=server, temperature=None, max_tokens=24, extra_body=sampling_for_transformers_serve(2.0, max_new_tokens=24)
-    )
-    proposals = await hot.propose(start(), 6)
+async def test_samples_differ_once_the_server_is_told_to_sample(server, folders):
+    world = Ledger(next(iter(tasks("train", 1))))
+    start = Trajectory(tuple(world.tools), tuple(world.prompt))
+    told = sampling_for_transformers_serve(2.0, max_new_tokens=24)
+    async with OpenAIPolicy(str(folders[1]), base_url=server, temperature=None, max_tokens=24, extra_body=told) as hot:
+        proposals = await hot.propose(start, 6)
     assert len(proposals) == 6
     assert len({p.action.signature for p in proposals}) > 1
     assert hot.tally.short == 1
     assert hot.tally.calls == 6
     assert sum((p.usage for p in proposals), Usage()).tokens == hot.tally.input_tokens + hot.tally.output_tokens
-    await hot.aclose()

@@ -30,6 +30,9 @@ TEMPLATE = """
 FORGETFUL = TEMPLATE.replace("{{ message.content or '' }}", "{% if loop.last %}{{ message.content or '' }}{% endif %}")
 """A template that is not prefix-preserving: only the last message keeps its content."""
 
+NUMBERED = TEMPLATE.replace("{{ message.role }}", "{{ message.role }} {{ loop.index }}")
+"""Another: every message carries its number."""
+
 
 def make_tokenizer(template=TEMPLATE):
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers

@@ -43,6 +43,8 @@ BaseUrl = Annotated[str | None, typer.Option("--base-url", help="Base URL of an 
 Temperature = Annotated[float, typer.Option("--temperature", help="Sampling temperature; 0 is greedy.")]
 MaxTokens = Annotated[int | None, typer.Option("--max-tokens", help="Tokens an action may have.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of sampling and search.")]
+Price = Annotated[str | None, typer.Option("--price", help="US dollars per million input and output tokens, e.g. 0.15,0.60.")]
+ExtraBody = Annotated[str | None, typer.Option("--extra-body", help="A JSON object that is added to every request to a server.")]
 TraceIds = Annotated[list[str] | None, typer.Option("--trace", help="A trace id; repeatable.")]
 Limit = Annotated[int | None, typer.Option("--limit", help="At most so many traces.")]
 MaxSteps = Annotated[int, typer.Option("--max-steps", help="Model calls a trajectory may have.")]
@@ -192,13 +194,25 @@ def search(
     allow_external: Annotated[
         list[str] | None, typer.Option("--allow-external", help="A tool with external effect that may really be called.")
     ] = None,
+    price: Price = None,
+    extra_body: ExtraBody = None,
     as_json: AsJson = False,
 ) -> None:
     """Search what else the agent could have done. Killed and run again, it goes on where it stopped."""
     from counterplay import loop, parts
 
     asked = parts.Asked(
-        policy, environment, tuple(verifier or ()), base_url, temperature, max_tokens, seed, max_steps, frozenset(allow_external or ())
+        policy,
+        environment,
+        tuple(verifier or ()),
+        base_url,
+        temperature,
+        max_tokens,
+        seed,
+        max_steps,
+        frozenset(allow_external or ()),
+        parts.price_from(price),
+        parts.json_object(extra_body, "--extra-body"),
     )
     plan = loop.Plan.parse(name, option or [], fork=fork, budget=budget, trace_budget=trace_budget, concurrency=concurrency)
     with loop.opened(store) as opened:

@@ -131,11 +131,6 @@ def _split(held_out: float) -> dict[str, float]:
 def _tokenizer(folder: str | None) -> Any:
     if folder is None:
         return None
-    if not Path(folder).is_dir():
-        raise UserError(f"got tokenizer {folder!r}, which is not a folder", "a local model folder with a tokenizer")
-    from transformers import AutoTokenizer
+    from counterplay.finetune.trainers import load_tokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"got tokenizer {folder!r}, which can't be loaded: {error}", "a model folder with tokenizer files") from error
+    return load_tokenizer(Path(folder))

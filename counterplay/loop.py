@@ -275,6 +275,10 @@ class Plan:
 
         return make
 
+    def limits(self, kind: str) -> bool:
+        """Whether one of the two budgets has a limit of this kind."""
+        return any(getattr(Budget.parse(text).limits, kind) is not None for text in (self.budget, self.trace_budget))
+
     def affordable(self, traces: int) -> int:
         """How many traces fit into `budget` at `trace_budget` each; all of them where one of the two is open."""
         whole, each = Budget.parse(self.budget), Budget.parse(self.trace_budget)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from counterplay.core.errors import UserError
 from counterplay.core.loading import resolve
-from counterplay.core.nouns import Trace
+from counterplay.core.nouns import Trace, parse_json_object
 from counterplay.core.protocols import Environment, Policy, Verifier
 from counterplay.replay.world import World
 
@@ -19,7 +19,10 @@ WorldOf = Callable[[str], World]
 
 @dataclass(frozen=True)
 class Asked:
-    """Parts by name, as the command line takes them. Empty names mean that the user gave none."""
+    """Parts by name, as the command line takes them. Empty names mean that the user gave none.
+
+    `price` is US dollars per million input and output tokens; None is unknown, and a limit in dollars is then refused.
+    """
 
     policy: str = ""
     environment: str = "recorded"
@@ -30,9 +33,12 @@ class Asked:
     seed: int = 0
     max_steps: int = 100
     allow_external: frozenset[str] = frozenset()
+    price: tuple[float, float] | None = None
+    extra_body: Mapping[str, Any] | None = None
 
     def make_policy(self, traces: Sequence[Trace] = ()) -> Policy:
         """The policy; `logged` proposes what `traces` did. Raises UserError where none was named."""
+        from counterplay.replay.openai_answers import Price
         from counterplay.replay.policies import policy_from_spec
 
         if not self.policy:
@@ -44,6 +50,8 @@ class Asked:
             max_tokens=self.max_tokens,
             seed=self.seed,
             trajectories=[trace.trajectory for trace in traces],
+            price=None if self.price is None else Price(*self.price),
+            extra_body=self.extra_body,
         )
 
     def make_verifier(self) -> Verifier:
@@ -74,6 +82,27 @@ class Asked:
             return LiveEnvironment(lambda: factory(task), task=task, max_steps=self.max_steps, allow_external=self.allow_external)
 
         return live
+
+
+def price_from(text: str | None) -> tuple[float, float] | None:
+    """Read `INPUT,OUTPUT` in US dollars per million tokens. Raises UserError where it can't be read."""
+    if text is None:
+        return None
+    try:
+        given, made = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"got --price {text!r}", "INPUT,OUTPUT in US dollars per million tokens, e.g. 0.15,0.60") from None
+    return given, made
+
+
+def json_object(text: str | None, option: str) -> dict[str, Any] | None:
+    """Read an option that is a JSON object. Raises UserError where it is not."""
+    if text is None:
+        return None
+    found = parse_json_object(text)
+    if found is None:
+        raise UserError(f"got {option} {text!r}", "a JSON object")
+    return found
 
 
 @asynccontextmanager

@@ -49,6 +49,9 @@ class Searching:
     """The parts of one search, made once, and the trees that are done but not yet written."""
 
     def __init__(self, store: Store, traces: Sequence[Trace], asked: Asked, plan: Plan, on_trace: Callable[[], None]) -> None:
+        if asked.price is None and asked.policy.startswith(("openai:", "transformers:")) and plan.limits("usd"):
+            do = "Give --price INPUT,OUTPUT, or limit model_calls or tokens."
+            raise UserError("got a limit in usd for a policy whose price is not known", "a price", do)
         affordable = plan.affordable(len(traces))
         self.store, self.asked, self.plan, self.on_trace = store, asked, plan, on_trace
         self.all, self.traces = traces, traces[:affordable]

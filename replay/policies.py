@@ -10,6 +10,7 @@ from counterplay.core.loading import resolve
 from counterplay.core.nouns import Trajectory
 from counterplay.core.protocols import Policy
 from counterplay.replay.logged_policy import LoggedPolicy
+from counterplay.replay.openai_answers import Price
 
 SPELLINGS = "openai:MODEL, transformers:DIR, logged or module:attr"
 
@@ -24,11 +25,12 @@ def policy_from_spec(
     concurrency: int = 16,
     trajectories: Iterable[Trajectory] = (),
     extra_body: Mapping[str, Any] | None = None,
+    price: Price | None = None,
 ) -> Policy:
     """The policy that `spec` names. `max_tokens` bounds one action, None is the policy's own default.
 
-    `base_url`, `concurrency` and `extra_body` are for `openai:`, `trajectories` for `logged`. `module:attr` is a policy, or a function or
-    class that makes one without arguments. Raises UserError where the name means nothing.
+    `base_url`, `concurrency`, `extra_body` and `price` are for `openai:`, `trajectories` for `logged`. `module:attr` is a policy, or a
+    function or class that makes one without arguments. Raises UserError where the name means nothing.
     """
     kind, colon, rest = spec.partition(":")
     if kind == "logged" and not colon:
@@ -39,6 +41,8 @@ def policy_from_spec(
         from counterplay.replay.openai_policy import OpenAIPolicy
 
         limits: dict[str, Any] = {} if max_tokens is None else {"max_tokens": max_tokens}
+        if price is not None:
+            limits["prices"] = {rest: price}
         return OpenAIPolicy(
             rest, base_url=base_url, temperature=temperature, seed=seed, concurrency=concurrency, extra_body=extra_body, **limits
         )

@@ -1,15 +1,9 @@
 """`transformers serve`, a real OpenAI-compatible server, as the policy: it ignores `n` and samples only when told how."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from counterplay.core.nouns import Message, Step, Trajectory, Usage
@@ -17,6 +11,7 @@ from counterplay.examples.ledger import Ledger, tasks
 from counterplay.replay.openai_policy import OpenAIPolicy, sampling_for_transformers_serve
 from counterplay.replay.transformers_policy import TransformersPolicy
 from counterplay.replay.world import ToolError
+from tests.serving import serving
 
 LEDGER = Path(__file__).parents[2] / "examples" / "ledger" / "model"
 
@@ -24,41 +19,8 @@ LEDGER = Path(__file__).parents[2] / "examples" / "ledger" / "model"
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """The base URL of a server for any model folder."""
-    pytest.importorskip("uvicorn", reason="needs the extra counterplay[serve]")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = (tmp_path_factory.mktemp("serve") / "log").open("w+")
-    program = [
-        str(Path(sys.executable).parent / "transformers"),
-        "serve",
-        "--device",
-        "cpu",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
-    process = subprocess.Popen(program, stdout=log, stderr=log, env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"})
-    try:
-        deadline = time.monotonic() + 90
-        while not _answers(port):
-            log.seek(0)
-            assert process.poll() is None, log.read()[-2000:]
-            assert time.monotonic() < deadline, log.read()[-2000:]
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.kill()
-        process.wait()
-        log.close()
-
-
-def _answers(port):
-    try:
-        return httpx2.get(f"http://127.0.0.1:{port}/health", timeout=2).status_code == 200
-    except httpx2.HTTPError:
-        return False
+    with serving(tmp_path_factory.mktemp("serve") / "log") as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

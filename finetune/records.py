@@ -1,0 +1,125 @@
+"""Rows as plain records ready for a file: messages as dicts, checked, neutralised and measured with the real chat template."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from counterplay.core.nouns import Message
+from counterplay.finetune.masks import render
+from counterplay.finetune.portable import control_pattern, has_fraction, neutralise, portable, unfit
+from counterplay.finetune.rows import DPORow, Drop, SFTRow
+
+Kind: TypeAlias = Literal["sft", "dpo"]
+Record: TypeAlias = dict[str, Any]
+
+JSON_COLUMNS: Mapping[Kind, tuple[str, ...]] = {"sft": ("messages", "tools"), "dpo": ("prompt", "chosen", "rejected", "tools")}
+"""The columns that hold lists of JSON objects."""
+
+
+@dataclass
+class Records:
+    """Records beside the rows they came from, and what was noticed: rows with control tokens broken, call ids re-issued, fractions.
+
+    `lengths` in tokens aligns with `kept` where there was a tokenizer, and is empty without one.
+    """
+
+    kept: list[tuple[SFTRow | DPORow, Record]] = field(default_factory=list)
+    drops: list[Drop] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    neutralised: int = 0
+    reissued: int = 0
+    fractions: int = 0
+
+
+def kind_of(row: SFTRow | DPORow) -> Kind:
+    return "sft" if isinstance(row, SFTRow) else "dpo"
+
+
+def make_records(rows: Iterable[SFTRow | DPORow], *, tokenizer: Any = None, max_length: int | None = None) -> Records:
+    """Convert and check rows one by one; what can't be written, or is longer than `max_length` tokens, becomes a drop."""
+    made = Records()
+    patterns = _control_patterns(tokenizer)
+    for row in rows:
+        logged = row.messages if isinstance(row, SFTRow) else (*row.prompt, row.chosen, row.rejected)
+        record, broken = _record(row, patterns)
+        columns = JSON_COLUMNS[kind_of(row)]
+        reason = next(filter(None, (unfit(record[column]) for column in columns)), "")
+        if not reason and tokenizer is not None:
+            length, reason = _measure(record, tokenizer)
+            if not reason and max_length is not None and length > max_length:
+                reason = f"longer than {max_length} tokens"
+            if not reason:
+                made.lengths.append(length)
+        if reason:
+            made.drops.append(Drop(reason, row.name))
+            continue
+        made.kept.append((row, record))
+        made.neutralised += broken > 0
+        made.reissued += _call_ids([m.to_openai() for m in logged]) != _call_ids(_conversation(record))
+        made.fractions += any(has_fraction(record[column]) for column in columns)
+    return made
+
+
+def _record(row: SFTRow | DPORow, patterns: tuple[re.Pattern[str], re.Pattern[str]]) -> tuple[Record, int]:
+    tools = [tool.to_openai() for tool in row.tools] or None
+    if isinstance(row, SFTRow):
+        messages, broken = neutralise(portable(row.messages), *patterns)
+        columns: Record = {"messages": messages, "tools": tools, "trained": list(row.trained), "score": row.score}
+    else:
+        chosen, broken = _with_answer(row.prompt, row.chosen, patterns)
+        rejected, more = _with_answer(row.prompt, row.rejected, patterns)
+        broken += more
+        columns = {"prompt": chosen[:-1], "chosen": chosen[-1:], "rejected": rejected[-1:], "tools": tools, "probability": row.probability}
+        columns["chosen_visits"], columns["rejected_visits"] = row.visits
+        columns["chosen_value_sum"], columns["rejected_value_sum"] = row.value_sums
+    lineage = row.lineage
+    return {
+        **columns,
+        "name": row.name,
+        "task": lineage.task,
+        "traces": list(lineage.traces),
+        "sessions": list(lineage.sessions),
+        "search": lineage.search,
+        "algorithm": lineage.algorithm,
+        "fork_step": lineage.fork_step,
+        "nodes": list(lineage.nodes),
+        "verifiers": list(lineage.verifiers),
+        "grade": lineage.grade.name.lower(),
+        "logged": lineage.logged,
+    }, broken
+
+
+def _with_answer(prompt: Sequence[Message], answer: Message, patterns: tuple[re.Pattern[str], re.Pattern[str]]) -> tuple[list[Record], int]:
+    return neutralise(portable((*prompt, answer)), *patterns)
+
+
+def _control_patterns(tokenizer: Any) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """For text from outside: special tokens and markup like <tool_call>. For what a model wrote, whose markup may be meant: special."""
+    added = [] if tokenizer is None else list(tokenizer.added_tokens_decoder.values())
+    special = [token.content for token in added if token.special]
+    markup = [token.content for token in added if re.fullmatch(r"[<\[].+[>\]]", token.content)]
+    return control_pattern([*special, *markup]), control_pattern(special)
+
+
+def _measure(record: Record, tokenizer: Any) -> tuple[int, str]:
+    """Tokens of the longest text the record renders to, and why it can't be rendered; an empty reason where it can."""
+    if "messages" in record:
+        conversations = [record["messages"]]
+    else:
+        conversations = [[*record["prompt"], *record[side]] for side in ("chosen", "rejected")]
+    try:
+        texts = render(tokenizer, conversations, record["tools"])
+    except Exception as error:  # noqa: BLE001  a chat template is foreign code and may raise anything; the row is dropped by name
+        return 0, f"the chat template refuses it: {type(error).__name__}: {error}"[:200]
+    return max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])), ""
+
+
+def _conversation(record: Record) -> list[Record]:
+    return record["messages"] if "messages" in record else [*record["prompt"], *record["chosen"], *record["rejected"]]
+
+
+def _call_ids(messages: Iterable[Record]) -> list[Any]:
+    return [call.get("id") for fields in messages for call in fields.get("tool_calls") or ()]

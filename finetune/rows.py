@@ -1,0 +1,185 @@
+"""What training data is made of: rows with their lineage, what did not become a row, and trees with the traces they grew from.
+
+Whatever does not become a row becomes a `Drop` with a reason and a name; nothing disappears silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Generic, TypeVar
+
+from counterplay.core.canonical import chain_key, content_key
+from counterplay.core.nouns import Grade, Message, ToolSpec, Trace, Trajectory
+from counterplay.core.records import SearchRecord
+from counterplay.search.tree import Node, SearchTree
+
+_WHOLE = ("full", "stitched")
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Where a row comes from. `fork_step` is the step whose action was chosen (DPO) or at which the search began (SFT).
+
+    `nodes` are state keys: of parent, chosen and rejected (DPO), or of the leaf (SFT). `verifiers` are `name@version` of every
+    score under the row. `logged` says that the row is a recorded trajectory. None and empty mean unknown or not applicable.
+    """
+
+    task: str | None = None
+    traces: tuple[str, ...] = ()
+    sessions: tuple[str, ...] = ()
+    search: str = ""
+    algorithm: str = ""
+    fork_step: int | None = None
+    nodes: tuple[str, ...] = ()
+    verifiers: tuple[str, ...] = ()
+    grade: Grade = Grade.EXACT
+    logged: bool = False
+
+    @property
+    def unit(self) -> str:
+        """What caps are counted over: the task, else the first trace, else the search."""
+        return self.task or next(iter(self.traces), "") or self.search
+
+
+@dataclass(frozen=True)
+class SFTRow:
+    """A whole trajectory. `trained` aligns with `messages`: True where a model sampled the message from a prompt that is known whole.
+
+    `score` is what let it in: the verifier's score or the reward; None where only success was logged.
+    """
+
+    messages: tuple[Message, ...]
+    trained: tuple[bool, ...]
+    tools: tuple[ToolSpec, ...] = ()
+    score: float | None = None
+    lineage: Lineage = field(default_factory=Lineage)
+
+    @cached_property
+    def name(self) -> str:
+        return _name(self.lineage, (m.wire for m in self.messages))
+
+
+@dataclass(frozen=True)
+class DPORow:
+    """Two sampled actions in one state. `probability` is P(Q_chosen > Q_rejected); `visits` N and `value_sums` W are chosen, rejected."""
+
+    prompt: tuple[Message, ...]
+    chosen: Message
+    rejected: Message
+    tools: tuple[ToolSpec, ...] = ()
+    probability: float = 1.0
+    visits: tuple[int, int] = (0, 0)
+    value_sums: tuple[float, float] = (0.0, 0.0)
+    lineage: Lineage = field(default_factory=Lineage)
+
+    @cached_property
+    def name(self) -> str:
+        return _name(self.lineage, (m.wire for m in (*self.prompt, self.chosen, self.rejected)))
+
+
+def _name(lineage: Lineage, wires: Iterable[str]) -> str:
+    step = "" if lineage.fork_step is None else f"/step-{lineage.fork_step}"
+    return f"{lineage.unit or 'row'}{step}/{content_key(*wires)[:8]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Something that did not become a row: why, and what it was."""
+
+    reason: str
+    name: str
+
+
+Row = TypeVar("Row", SFTRow, DPORow)
+
+
+@dataclass(frozen=True)
+class Harvest(Generic[Row]):
+    """Rows and what was left out. Harvests of one row type add up."""
+
+    rows: tuple[Row, ...] = ()
+    drops: tuple[Drop, ...] = ()
+
+    def __add__(self, other: Harvest[Row]) -> Harvest[Row]:
+        return Harvest(self.rows + other.rows, self.drops + other.drops)
+
+
+@dataclass(frozen=True)
+class SourcedTree:
+    """A search tree and the logged traces it grew from: one where a trace was forked, several where runs were stitched, or none."""
+
+    tree: SearchTree
+    search: str = ""
+    task: str | None = None
+    fork_step: int = 0
+    traces: tuple[Trace, ...] = ()
+
+    @classmethod
+    def of(cls, record: SearchRecord, traces: Iterable[Trace] = ()) -> SourcedTree:
+        """Rebuild a stored search. Its traces are the one it names and, where it names none, all of its task, as found in `traces`."""
+        mine = tuple(t for t in traces if (t.id == record.trace if record.trace else record.task is not None and t.task == record.task))
+        task = record.task if record.task is not None else next((t.task for t in mine if t.task is not None), None)
+        return cls(SearchTree.from_record(record), record.id, task, record.fork_step, mine)
+
+    @cached_property
+    def lineage(self) -> Lineage:
+        sessions = tuple(dict.fromkeys(t.session for t in self.traces if t.session is not None))
+        return Lineage(
+            self.task,
+            tuple(t.id for t in self.traces),
+            sessions,
+            self.search,
+            self.tree.algorithm,
+            self.fork_step or len(self.tree.root.state),
+        )
+
+    @property
+    def name(self) -> str:
+        return self.search or self.lineage.unit or self.tree.root.state.key[:8]
+
+    @cached_property
+    def _logged_prompts(self) -> dict[str, bool]:
+        """Whether the prompt of the call made in each logged state, by state key, is known whole."""
+        known: dict[str, bool] = {}
+        for trace in self.traces:
+            for key, whole in zip(state_keys(trace.trajectory), whole_prompts(trace), strict=True):
+                known[key] = known.get(key, False) or whole
+        return known
+
+    def whole(self, state: Trajectory) -> list[bool]:
+        """For every prefix of `state`, shortest first: is it known whole? Past the logged part, as whole as where it left the log."""
+        verdicts, verdict = [], not self.traces or all(trace.completeness.inputs in _WHOLE for trace in self.traces)
+        for key in state_keys(state):
+            verdict = self._logged_prompts.get(key, verdict)
+            verdicts.append(verdict)
+        return verdicts
+
+
+def state_keys(trajectory: Trajectory) -> list[str]:
+    """The keys of all prefixes, `prefix(0)` first, hashed in one pass."""
+    keys = [chain_key(trajectory.root_key, *(m.wire for m in trajectory.prompt))]
+    for step in trajectory.steps:
+        keys.append(chain_key(keys[-1], *(m.wire for m in step.messages)))
+    return keys
+
+
+def whole_prompts(trace: Trace, index: int = 0) -> list[bool]:
+    """For every prefix of a trace's trajectory (0 is the main one), shortest first: was the prompt sent in it logged whole?
+
+    Calls say so for their step, completeness for steps without a call. A source that cut its texts has no whole prompts.
+    """
+    length = len((trace.trajectory, *(sub.trajectory for sub in trace.sub_trajectories))[index])
+    by_step = {call.step: call.inputs for call in trace.calls if call.trajectory == index}
+    inputs = (by_step.get(step, trace.completeness.inputs) for step in range(length + 1))
+    return [coverage in _WHOLE and not trace.completeness.truncated for coverage in inputs]
+
+
+def verifiers_of(node: Node) -> set[str]:
+    return {f"{node.score.verifier}@{node.score.version}"} if node.score is not None and node.score.verifier else set()
+
+
+def well_formed(action: Message) -> bool:
+    """Whether every tool call has a name and arguments that are a JSON object: what a model may be taught to write."""
+    return all(call.name and call.args is not None for call in action.tool_calls)

@@ -46,6 +46,7 @@ Seed = Annotated[int, typer.Option("--seed", help="Seed of sampling and search."
 Price = Annotated[str | None, typer.Option("--price", help="US dollars per million input and output tokens, e.g. 0.15,0.60.")]
 ExtraBody = Annotated[str | None, typer.Option("--extra-body", help="A JSON object that is added to every request to a server.")]
 TraceIds = Annotated[list[str] | None, typer.Option("--trace", help="A trace id; repeatable.")]
+Agent = Annotated[str | None, typer.Option("--agent", help="Only traces of this agent.")]
 Limit = Annotated[int | None, typer.Option("--limit", help="At most so many traces.")]
 MaxSteps = Annotated[int, typer.Option("--max-steps", help="Model calls a trajectory may have.")]
 AllowExternal = Annotated[list[str] | None, typer.Option("--allow-external", help="A tool with external effect that may really be called.")]
@@ -120,6 +121,7 @@ def replay(
     environment: EnvironmentSpec = "recorded",
     store: StoreFile = DEFAULT_STORE,
     trace: TraceIds = None,
+    agent: Agent = None,
     limit: Limit = None,
     check: Annotated[bool, typer.Option("--check", help="Exit 1 where an observation or an outcome differs.")] = False,
     allow_external: AllowExternal = None,
@@ -130,7 +132,7 @@ def replay(
 
     asked = parts.Asked(environment=environment, allow_external=frozenset(allow_external or ()))
     with loop.opened(store, read_only=True) as opened:
-        chosen = loop.select(opened, trace_ids=trace, which="all", limit=limit)
+        chosen = loop.select(opened, trace_ids=trace, which="all", agent=agent, limit=limit)
         with console.ticking("re-enacting", len(chosen), quiet=as_json) as tick:
             report = asyncio.run(loop.replay(chosen, asked, on_trace=tick.advance))
     console.emit({**console.plain(report), "faithful": report.faithful}, as_json=as_json, human=views.replayed(report))
@@ -150,6 +152,7 @@ def localise(
     ] = "drop",
     trace: TraceIds = None,
     which: Annotated[str, typer.Option("--select", help="failed, succeeded or all.")] = "failed",
+    agent: Agent = None,
     limit: Limit = None,
     budget: Annotated[str, typer.Option("--budget", help="e.g. model_calls=400,usd=5,seconds=600; for all traces together.")] = "",
     base_url: BaseUrl = None,
@@ -164,7 +167,7 @@ def localise(
 
     asked = parts.Asked(policy, environment, tuple(verifier or ()), base_url, temperature, max_tokens, seed, max_steps)
     with loop.opened(store) as opened:
-        chosen = loop.select(opened, trace_ids=trace, which=which, limit=limit)
+        chosen = loop.select(opened, trace_ids=trace, which=which, agent=agent, limit=limit)
         with console.ticking("localising", len(chosen), quiet=as_json) as tick:
             report = asyncio.run(loop.localise(opened, chosen, asked, method=method, budget=budget, on_trace=tick.advance))
     console.emit(report, as_json=as_json, human=views.localised(report))
@@ -182,6 +185,7 @@ def search(
     fork: Annotated[str, typer.Option("--fork", help="start, pivot (where a verifier's value drops), or a step number.")] = "pivot",
     trace: TraceIds = None,
     which: Annotated[str, typer.Option("--select", help="failed, succeeded or all.")] = "",
+    agent: Agent = None,
     limit: Limit = None,
     budget: Annotated[str, typer.Option("--budget", help="e.g. model_calls=400,usd=5,seconds=600; for all traces together.")] = "",
     trace_budget: Annotated[str, typer.Option("--trace-budget", help="The same for each trace; without it, an even share.")] = "",
@@ -216,7 +220,7 @@ def search(
     )
     plan = loop.Plan.parse(name, option or [], fork=fork, budget=budget, trace_budget=trace_budget, concurrency=concurrency)
     with loop.opened(store) as opened:
-        chosen = loop.select(opened, trace_ids=trace, which=which or ("all" if name == "stitch" else "failed"), limit=limit)
+        chosen = loop.select(opened, trace_ids=trace, which=which or ("all" if name == "stitch" else "failed"), agent=agent, limit=limit)
         with console.ticking("searching", len(chosen), quiet=as_json) as tick:
             report = asyncio.run(loop.search(opened, chosen, asked, plan, on_trace=tick.advance))
     console.emit(report, as_json=as_json)
@@ -244,6 +248,7 @@ def export_sft(
     max_length: MaxLength = None,
     held_out: HeldOut = 0.0,
     algorithm: Only = None,
+    agent: Agent = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -261,6 +266,7 @@ def export_sft(
             max_length=max_length,
             held_out=held_out,
             algorithms=algorithm,
+            agent=agent,
             seed=seed,
         )
     console.emit(report, as_json=as_json)
@@ -277,6 +283,7 @@ def export_dpo(
     max_length: MaxLength = None,
     held_out: HeldOut = 0.0,
     algorithm: Only = None,
+    agent: Agent = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -293,6 +300,7 @@ def export_dpo(
             max_length=max_length,
             held_out=held_out,
             algorithms=algorithm,
+            agent=agent,
             seed=seed,
         )
     console.emit(report, as_json=as_json)
@@ -462,7 +470,7 @@ def verifiers_check(
 
     verifier = load(name)
     with loop.opened(store, read_only=True) as opened:
-        trajectories = [trace.trajectory for trace in loop.select(opened, trace_ids=None, which="all", limit=limit)]
+        trajectories = [trace.trajectory for trace in loop.select(opened, limit=limit)]
     if not trajectories:
         raise UserError(
             f"got a store without traces: {store}", "at least one", f"Take some in first: counterplay ingest LOGS --store {store}"

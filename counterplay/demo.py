@@ -9,7 +9,7 @@ import asyncio
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from counterplay import console, evaluation, exporting, loop
 from counterplay.core.errors import UserError
-from counterplay.parts import Asked
+from counterplay.parts import Asked, closing, world_factory
 
 if TYPE_CHECKING:
     from counterplay.core.store import Store
@@ -26,9 +26,21 @@ if TYPE_CHECKING:
 EXAMPLE = Path(__file__).parent / "examples" / "ledger"
 WORLD = "counterplay.examples.ledger:Ledger"
 TASKS = "counterplay.examples.ledger:tasks:heldout:{}"
-MAX_STEPS, MAX_TOKENS = 40, 64
+MAX_STEPS, MAX_TOKENS, NEW_TASKS = 40, 64, 600
+TUNED = "ledger-tuned"
 
 LOGGED, CONTROL, SFT, DPO = "logged agent", "logged-success SFT", "counterfactual SFT", "counterfactual DPO"
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of search: how many runs of which agent, how many failed and were searched, how many got a better branch."""
+
+    agent: str
+    traces: int
+    searched: int
+    improved: int
+    model_calls: int
 
 
 @dataclass(frozen=True)
@@ -36,10 +48,7 @@ class Demo:
     """What the loop did and how the agents compare. `seconds` is wall time by stage."""
 
     folder: Path
-    traces: int
-    failed: int
-    searched: int
-    improved: int
+    rounds: tuple[Round, ...]
     rows: dict[str, int]
     label_noise: float
     evaluation: EvaluationReport
@@ -63,21 +72,33 @@ class _Clock:
 
 
 def run(folder: Path, *, held_out_tasks: int = 300, quiet: bool = False) -> Demo:
-    """Run the loop into `folder`, which is replaced where an earlier run made it. Raises UserError where the example is not installed."""
+    """Run the loop into `folder`, which is replaced where an earlier run made it. Raises UserError where the example is not installed.
+
+    Round one searches the failed runs of the logged agent and tunes it on the better trajectories. Round two lets the tuned
+    agent work on new tasks and prefers, pair by pair, what would have been better than its own mistakes.
+    """
     logs, model = EXAMPLE / "logs.jsonl.gz", EXAMPLE / "model"
     if not (logs.is_file() and model.is_dir()):
         raise UserError(f"got no example in {EXAMPLE}", "its logs and model", "Run the demo from a checkout: make demo")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     _prepare(folder)
-    clock = _Clock(quiet=quiet)
+    clock, models, tuned = _Clock(quiet=quiet), {LOGGED: model}, folder / "tuned.jsonl.gz"
     with loop.opened(folder / "ledger.duckdb") as store:
-        with clock.stage("ingest the agent's logs") as tick:
-            taken = loop.ingest([logs], store, on_item=tick.advance)
-        searched = _search(store, model, clock)
-        rows, noise = _export(store, folder, model, clock)
-    models = _train(folder, model, clock)
+        first = _round(store, logs, "ledger", model, clock)
+        with clock.stage("export SFT data"):
+            control = exporting.export_sft(store, folder / "sft-logged", source="logged", tokenizer=str(model))
+            sft = exporting.export_sft(store, folder / "sft-counterfactual", source="both", tokenizer=str(model))
+        for name, data in ((CONTROL, "sft-logged"), (SFT, "sft-counterfactual")):
+            models[name] = _train("sft", name, model, folder / data, clock, epochs=3, learning_rate=5e-4)
+        with clock.stage("let the tuned agent work on new tasks", NEW_TASKS) as tick:
+            asyncio.run(_work(models[SFT], tuned, tick.advance))
+        second = _round(store, tuned, TUNED, models[SFT], clock)
+        with clock.stage("export DPO data"):
+            dpo = exporting.export_dpo(store, folder / "dpo", agent=TUNED, tokenizer=str(model))
+        models[DPO] = _train("dpo", DPO, models[SFT], folder / "dpo", clock, epochs=3, learning_rate=5e-5)
+    rows = {CONTROL: control.rows["train"], SFT: sft.rows["train"], DPO: dpo.rows["train"]}
     report = _evaluate(models, held_out_tasks, clock)
-    return Demo(folder, taken.traces_added, taken.failed, searched.traces, searched.improved, rows, noise, report, clock.seconds)
+    return Demo(folder, (first, second), rows, dpo.label_noise or 0.0, report, clock.seconds)
 
 
 def _prepare(folder: Path) -> None:
@@ -89,36 +110,36 @@ def _prepare(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _search(store: Store, model: Path, clock: _Clock) -> loop.Searched:
-    failed = loop.select(store, trace_ids=None, which="failed", limit=None)
-    asked = Asked(f"transformers:{model}", WORLD, ("outcome", "ledger"), max_tokens=MAX_TOKENS, max_steps=MAX_STEPS)
-    with clock.stage("find where failed runs went wrong") as tick:
+def _round(store: Store, logs: Path, agent: str, model: Path, clock: _Clock) -> Round:
+    """Take an agent's logs in, find where its failed runs went wrong, and search what else it could have done."""
+    with clock.stage(f"ingest the logs of {agent}") as tick:
+        taken = loop.ingest([logs], store, on_item=tick.advance)
+    failed = loop.select(store, which="failed", agent=agent)
+    with clock.stage(f"localise the errors of {agent}") as tick:
         asyncio.run(loop.localise(store, failed, Asked(verifiers=("ledger",)), on_trace=tick.advance))
+    asked = Asked(f"transformers:{model}", WORLD, ("outcome", "ledger"), max_tokens=MAX_TOKENS, max_steps=MAX_STEPS)
     plan = loop.Plan("repair", {"n": 8, "rollouts_per_alternative": 2}, concurrency=len(failed))
-    with clock.stage("search counterfactuals", len(failed)) as tick:
-        return asyncio.run(loop.search(store, failed, asked, plan, on_trace=tick.advance))
+    with clock.stage(f"search counterfactuals of {agent}", len(failed)) as tick:
+        done = asyncio.run(loop.search(store, failed, asked, plan, on_trace=tick.advance))
+    return Round(agent, taken.traces_added, len(done.searches), done.improved, int(done.used["model_calls"]))
 
 
-def _export(store: Store, folder: Path, model: Path, clock: _Clock) -> tuple[dict[str, int], float]:
-    with clock.stage("export datasets"):
-        control = exporting.export_sft(store, folder / "sft-logged", source="logged", tokenizer=str(model))
-        sft = exporting.export_sft(store, folder / "sft-counterfactual", source="both", tokenizer=str(model))
-        dpo = exporting.export_dpo(store, folder / "dpo", tokenizer=str(model))
-    rows = {CONTROL: control.rows["train"], SFT: sft.rows["train"], DPO: dpo.rows["train"]}
-    return rows, dpo.label_noise or 0.0
+async def _work(model: Path, logs: Path, on_task: Callable[[], None]) -> None:
+    """Record the model at work, as a production agent would be, on training tasks it has not met."""
+    from counterplay.replay.policies import policy_from_spec
+    from counterplay.replay.recorder import Recorder, record
+
+    tasks = evaluation.tasks_from_spec(f"counterplay.examples.ledger:tasks:new:{NEW_TASKS}")
+    with Recorder(logs, agent=TUNED) as recorder:
+        async with closing(policy_from_spec(f"transformers:{model}", temperature=0.4, max_tokens=MAX_TOKENS)) as policy:
+            await record(tasks, world_factory(WORLD), policy, recorder, max_steps=MAX_STEPS, concurrency=128, progress=lambda _: on_task())
 
 
-def _train(folder: Path, model: Path, clock: _Clock) -> dict[str, Path]:
-    models = {LOGGED: model, CONTROL: folder / "model-control", SFT: folder / "model-sft", DPO: folder / "model-dpo"}
-    recipes: list[tuple[str, str, Path, str, dict[str, Any]]] = [
-        (CONTROL, "sft", model, "sft-logged", {"epochs": 3, "learning_rate": 5e-4, "batch_size": 8}),
-        (SFT, "sft", model, "sft-counterfactual", {"epochs": 3, "learning_rate": 5e-4, "batch_size": 8}),
-        (DPO, "dpo", models[SFT], "dpo", {"epochs": 1, "learning_rate": 2e-5, "batch_size": 8}),
-    ]
-    for name, kind, start, data, settings in recipes:
-        with clock.stage(f"train: {name}") as tick:
-            exporting.train(kind, start, folder / data, models[name], on_step=tick.at, **settings)
-    return models
+def _train(kind: str, name: str, start: Path, data: Path, clock: _Clock, **settings: Any) -> Path:
+    out = data.parent / f"model-{data.name}"
+    with clock.stage(f"train: {name}") as tick:
+        exporting.train(kind, start, data, out, batch_size=8, on_step=tick.at, **settings)
+    return out
 
 
 def _evaluate(models: dict[str, Path], held_out_tasks: int, clock: _Clock) -> EvaluationReport:
@@ -142,10 +163,10 @@ def _evaluate(models: dict[str, Path], held_out_tasks: int, clock: _Clock) -> Ev
 def table(demo: Demo) -> list[Any]:
     """The one table at the end, and what it rests on."""
     lines = {
-        "logged runs": f"{demo.traces} ({demo.failed} failed)",
-        "searched": f"{demo.searched} failed runs, {demo.improved} with a better branch",
-        "training rows": ", ".join(f"{name}: {count}" for name, count in demo.rows.items()),
+        **{f"runs of {r.agent}": f"{r.traces}, {r.searched} failed and searched, {r.improved} with a better branch" for r in demo.rounds},
+        "training rows": ", ".join(f"{name} {count}" for name, count in demo.rows.items()),
         "expected label noise of the pairs": f"{demo.label_noise:.1%}",
+        "wall time": f"{sum(demo.seconds.values()):.0f} s",
         "everything is in": str(demo.folder),
     }
     return [console.facts(lines), *evaluation.tables(demo.evaluation)]

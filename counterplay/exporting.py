@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from counterplay.core.errors import UserError
 from counterplay.core.nouns import Grade, Trace
+from counterplay.loop import select
 
 if TYPE_CHECKING:
     from counterplay.core.store import Store
@@ -28,6 +29,7 @@ def export_sft(
     max_length: int | None = None,
     held_out: float = 0.0,
     algorithms: Sequence[str] | None = None,
+    agent: str | None = None,
     seed: int = 0,
 ) -> DatasetReport:
     """Whole successful trajectories: `logged` ones, `searched` ones, or both. Raises UserError where no row is left."""
@@ -37,7 +39,7 @@ def export_sft(
 
     if source not in ("logged", "searched", "both"):
         raise UserError(f"got --source {source!r}", "logged, searched or both")
-    grade, traces = _grade(min_grade), list(store.load())
+    grade, traces = _grade(min_grade), select(store, agent=agent)
     rows: Harvest[SFTRow] = Harvest()
     if source != "searched":
         rows += logged_rows(traces, min_reward=min_score)
@@ -56,6 +58,7 @@ def export_dpo(
     max_length: int | None = None,
     held_out: float = 0.0,
     algorithms: Sequence[str] | None = None,
+    agent: str | None = None,
     seed: int = 0,
 ) -> DatasetReport:
     """Step-level preference pairs from every tree in the store. Raises UserError where no pair is left."""
@@ -64,24 +67,20 @@ def export_dpo(
 
     if not 0.5 < tau <= 1:
         raise UserError(f"got --tau {tau:g}", "a probability above 0.5 and at most 1")
-    rows = dpo_rows(trees(store, list(store.load()), algorithms), tau=tau, min_grade=_grade(min_grade))
+    rows = dpo_rows(trees(store, select(store, agent=agent), algorithms), tau=tau, min_grade=_grade(min_grade))
     return write_dataset(rows, out, tokenizer=_tokenizer(tokenizer), max_length=max_length, split=_split(held_out), seed=seed)
 
 
 def trees(store: Store, traces: Sequence[Trace], algorithms: Sequence[str] | None = None) -> list[SourcedTree]:
-    """Every stored search with the logged traces it grew from; only those of `algorithms` where given."""
+    """Every stored search of `traces`, with the logged traces it grew from; only those of `algorithms` where given."""
     from counterplay.finetune.rows import SourcedTree
 
-    by_id: dict[str, Trace] = {trace.id: trace for trace in traces}
-    rows = [row for row in store.searches() if not algorithms or row.algorithm in algorithms]
+    by_id = {trace.id: trace for trace in traces}
+    rows = [row for row in store.searches() if (not algorithms or row.algorithm in algorithms) and row.trace in by_id]
     if not rows:
         wanted = f"one by {', '.join(algorithms)}" if algorithms else "at least one"
-        raise UserError(f"got a store without searches: {store.path}", wanted, "Search first: counterplay search (or --source logged).")
-    made = []
-    for row in rows:
-        mine = [by_id[row.trace]] if row.trace in by_id else [trace for trace in traces if row.trace is None and trace.task == row.task]
-        made.append(SourcedTree.of(store.search(row.id), mine))
-    return made
+        raise UserError(f"got no search of these traces in {store.path}", wanted, "Search first: counterplay search (or --source logged).")
+    return [SourcedTree.of(store.search(row.id), [by_id[row.trace]]) for row in rows if row.trace is not None]
 
 
 def train(

@@ -99,14 +99,16 @@ async def _next(items: AsyncIterator[Item]) -> Item:
     return await anext(items)
 
 
-def select(store: Store, *, trace_ids: Sequence[str] | None, which: str, limit: int | None) -> list[Trace]:
-    """Traces by id, or by outcome: `failed`, `succeeded` or `all`, in the store's order. Raises UserError on another word."""
+def select(
+    store: Store, *, trace_ids: Sequence[str] | None = None, which: str = "all", agent: str | None = None, limit: int | None = None
+) -> list[Trace]:
+    """Traces by id, or by outcome: `failed`, `succeeded` or `all`, of one agent where named, in the store's order."""
     if trace_ids:
         return [store.trace(trace_id) for trace_id in trace_ids][:limit]
     wanted: dict[str, bool | EllipsisType] = {"failed": False, "succeeded": True, "all": ...}
     if which not in wanted:
         raise UserError(f"got --select {which!r}", f"one of {', '.join(wanted)}")
-    return list(store.load([row.id for row in store.traces(success=wanted[which], limit=limit)]))
+    return list(store.load([row.id for row in store.traces(success=wanted[which], agent=agent, limit=limit)]))
 
 
 @dataclass(frozen=True)

@@ -45,12 +45,16 @@ class Violation:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One tool call that was answered with a JSON object or list; `result` is None where it was answered with anything else."""
+    """One tool call and its answer: `result` where that is a JSON object or list, else None with the text in `refusal`.
+
+    Both are None where no answer was logged.
+    """
 
     step: int
     tool: str
     args: Mapping[str, Any]
     result: Any
+    refusal: str | None = None
 
 
 @dataclass
@@ -93,9 +97,13 @@ class LedgerRules:
         """Every violation that stands at the end of `trajectory`, in step order."""
         conventions, books, found = self.conventions, Books(), []
         for event in _events(trajectory):
-            if books.closed_at is not None and event.tool in (conventions.post, conventions.reverse):
+            if event.refusal is not None:
+                found.append(Violation(event.step, f"{event.tool} was refused: {event.refusal[:80]}"))
+            elif books.closed_at is not None and event.tool in (conventions.post, conventions.reverse):
                 found.append(Violation(event.step, f"{event.tool} after the period was closed"))
             _record(conventions, books, event)
+        if trajectory.finished and books.closed_at is None:
+            found.append(Violation(len(trajectory) - 1, "it ended without closing the period"))
         found += _posted(conventions, books)
         found += _taxed(conventions, books)
         found += _closed(conventions, books)
@@ -108,7 +116,9 @@ def _events(trajectory: Trajectory) -> Iterator[Event]:
         answers = iter(message for message in step.observations if message.role == "tool")
         for call in step.action.tool_calls:
             answer = next(answers, None)
-            yield Event(index, call.name, call.args or {}, None if answer is None else _parsed(answer.content_text))
+            result = None if answer is None else _parsed(answer.content_text)
+            refusal = answer.content_text if answer is not None and result is None else None
+            yield Event(index, call.name, call.args or {}, result, refusal)
 
 
 def _parsed(text: str) -> Any:

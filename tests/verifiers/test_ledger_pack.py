@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from counterplay.core.nouns import Message, Trajectory, steps_of
+from counterplay.core.nouns import Message, Step, ToolCall, Trajectory, steps_of
 from counterplay.examples.ledger.demonstrations import PERFECT, SKILL, demonstrate
 from counterplay.verifiers.ledger import Conventions, LedgerRules
 
@@ -66,6 +66,19 @@ def test_a_violation_drops_the_value_where_it_happens_and_stays():
     assert RULES(trajectory.prefix(step)).value == 1.0
     assert RULES(trajectory.prefix(step + 1)).value == 0.5
     assert trajectory.steps[step].action.tool_calls[0].name == "post_entry"
+
+
+def test_refused_calls_and_open_periods_are_violations():
+    _, trajectory = shown(TASKS[0], PERFECT)
+    refused = Step(
+        Message.assistant(None, [ToolCall("x", "lookup_vendor", '{"vendor_id":"v1"}')]), (Message.tool("error: unknown vendor v1", "x"),)
+    )
+    lost = trajectory.prefix(3).extend(refused)
+    assert RULES(lost).value == 0.5
+    assert RULES.violations(lost)[0].reason == "lookup_vendor was refused: error: unknown vendor v1"
+    given_up = trajectory.prefix(len(trajectory) - 1).extend(Step(Message.assistant("done"), terminated=True, reward=0.0))
+    assert "it ended without closing the period" in [violation.reason for violation in RULES.violations(given_up)]
+    assert RULES.violations(trajectory.prefix(len(trajectory) - 1)) == [], "an open period is no violation while work goes on"
 
 
 def test_it_speaks_of_nothing_it_has_not_seen():

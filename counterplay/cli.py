@@ -203,7 +203,8 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Search what else the agent could have done. Killed and run again, it goes on where it stopped."""
-    from counterplay import loop, parts
+    from counterplay import loop, parts, searching
+    from counterplay.plan import Plan
 
     asked = parts.Asked(
         policy,
@@ -218,11 +219,11 @@ def search(
         parts.price_from(price),
         parts.json_object(extra_body, "--extra-body"),
     )
-    plan = loop.Plan.parse(name, option or [], fork=fork, budget=budget, trace_budget=trace_budget, concurrency=concurrency)
+    how = Plan.parse(name, option or [], fork=fork, budget=budget, trace_budget=trace_budget, concurrency=concurrency)
     with loop.opened(store) as opened:
         chosen = loop.select(opened, trace_ids=trace, which=which or ("all" if name == "stitch" else "failed"), agent=agent, limit=limit)
         with console.ticking("searching", len(chosen), quiet=as_json) as tick:
-            report = asyncio.run(loop.search(opened, chosen, asked, plan, on_trace=tick.advance))
+            report = asyncio.run(searching.search(opened, chosen, asked, how, on_trace=tick.advance))
     console.emit(report, as_json=as_json)
     if not report.searches:
         raise typer.Exit(1)

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from counterplay import console, evaluation, exporting, loop
+from counterplay import console, evaluation, exporting, loop, searching
 from counterplay.core.errors import UserError
 from counterplay.parts import Asked, closing, world_factory
+from counterplay.plan import Plan
 
 if TYPE_CHECKING:
     from counterplay.core.store import Store
@@ -118,9 +119,9 @@ def _round(store: Store, logs: Path, agent: str, model: Path, clock: _Clock) -> 
     with clock.stage(f"localise the errors of {agent}") as tick:
         asyncio.run(loop.localise(store, failed, Asked(verifiers=("ledger",)), on_trace=tick.advance))
     asked = Asked(f"transformers:{model}", WORLD, ("outcome", "ledger"), max_tokens=MAX_TOKENS, max_steps=MAX_STEPS)
-    plan = loop.Plan("repair", {"n": 8, "rollouts_per_alternative": 2}, concurrency=len(failed))
+    plan = Plan("repair", {"n": 8, "rollouts_per_alternative": 2}, concurrency=len(failed))
     with clock.stage(f"search counterfactuals of {agent}", len(failed)) as tick:
-        done = asyncio.run(loop.search(store, failed, asked, plan, on_trace=tick.advance))
+        done = asyncio.run(searching.search(store, failed, asked, plan, on_trace=tick.advance))
     return Round(agent, taken.traces_added, len(done.searches), done.improved, int(done.used["model_calls"]))
 
 

@@ -10,13 +10,11 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
-from counterplay.core.budget import KINDS, Budget
-from counterplay.core.canonical import content_key
 from counterplay.core.errors import UserError
 from counterplay.core.nouns import ToolSpec, Trace
 from counterplay.core.records import Rejected
@@ -200,6 +198,7 @@ async def localise(
     """The pivotal step of each trace: `drop` asks a process verifier about every prefix, `bisect` plays on from prefixes."""
     from counterplay.core.journal import JournaledEnvironment, JournaledPolicy, JournaledVerifier
     from counterplay.parts import closing
+    from counterplay.plan import Plan
     from counterplay.search.localise import first_drop
     from counterplay.search.localise import localise as bisect
 
@@ -229,114 +228,3 @@ async def localise(
     async with closing(policy) if policy is not None else nullcontext():
         pivots = tuple(await asyncio.gather(*(one(trace) for trace in traces if trace.trajectory.steps)))
     return Localised(len(traces), sum(pivot.step is not None for pivot in pivots), pivots)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How to search. `fork` is `start`, `pivot` or a step number.
-
-    `budget` is for all traces together, `trace_budget` for each; both as text, empty is no limit.
-    """
-
-    algorithm: str = "fork_best_of_n"
-    options: Mapping[str, Any] = field(default_factory=dict)
-    fork: str = "pivot"
-    budget: str = ""
-    trace_budget: str = ""
-    concurrency: int = 64
-
-    @classmethod
-    def parse(cls, algorithm: str, options: Sequence[str], **settings: Any) -> Plan:
-        """Check names and values as a user writes them. Raises UserError on an unknown algorithm or option, or a value of another type."""
-        from counterplay.search.registry import SEARCHES, find, parse_options
-
-        if algorithm != "stitch" and algorithm not in SEARCHES:
-            raise UserError(f"got search {algorithm!r}", f"one of {', '.join([*SEARCHES, 'stitch'])}")
-        malformed = next((text for text in options if "=" not in text), None)
-        if malformed is not None:
-            raise UserError(f"got option {malformed!r}", "key=value")
-        given = {key.strip(): value for key, value in (text.split("=", 1) for text in options)}
-        if algorithm == "stitch":
-            if given:
-                raise UserError(f"got option {next(iter(given))!r}", "none: stitch has no options")
-            return cls(algorithm, **settings)
-        return cls(algorithm, parse_options(find(algorithm), given), **settings)
-
-    def share(self, traces: int) -> Callable[[], Budget]:
-        """A maker of one trace's budget: `trace_budget` where given, else an even share of what can be counted; the clock is common."""
-        whole, each = Budget.parse(self.budget), Budget.parse(self.trace_budget)
-        limits = {kind: getattr(whole.limits, kind) for kind in KINDS}
-        shares = {kind: limit if kind == "seconds" or limit is None else limit / max(traces, 1) for kind, limit in limits.items()}
-        own = {kind: getattr(each.limits, kind) for kind in KINDS}
-        merged = {kind: own[kind] if own[kind] is not None else shares[kind] for kind in KINDS}
-
-        def make() -> Budget:
-            made = Budget.of(**merged)
-            made.limits = replace(made.limits, **{k: float(int(v)) for k, v in merged.items() if v is not None and k in _COUNTED})
-            return made
-
-        return make
-
-    def limits(self, kind: str) -> bool:
-        """Whether one of the two budgets has a limit of this kind."""
-        return any(getattr(Budget.parse(text).limits, kind) is not None for text in (self.budget, self.trace_budget))
-
-    def affordable(self, traces: int) -> int:
-        """How many traces fit into `budget` at `trace_budget` each; all of them where one of the two is open."""
-        whole, each = Budget.parse(self.budget), Budget.parse(self.trace_budget)
-        pairs = [(getattr(whole.limits, kind), getattr(each.limits, kind)) for kind in KINDS if kind != "seconds"]
-        return min([traces, *(int(limit // own) for limit, own in pairs if limit is not None and own)])
-
-
-_COUNTED = ("simulations", "model_calls", "tokens", "tool_calls")
-
-
-@dataclass(frozen=True)
-class Searched:
-    """What a search over many traces did. `searches` holds one id a tree, in trace order.
-
-    `resumed` trees were complete in the store already. `improved` trees have a finished branch that scores above the logged one.
-    `used` is what the trees' budgets were charged, answers from the journal included; `live_calls` the model calls really made now.
-    `digest` is 32 hex digits over the trees: equal for equal trees.
-    """
-
-    searches: tuple[str, ...]
-    traces: int
-    skipped: Mapping[str, str]
-    resumed: int
-    improved: int
-    nodes: int
-    used: Mapping[str, float]
-    live_calls: int
-    tally: Mapping[str, Any]
-    stopped: Mapping[str, int]
-    digest: str
-
-
-async def search(store: Store, traces: Sequence[Trace], asked: Asked, plan: Plan, *, on_trace: Callable[[], None] = _nothing) -> Searched:
-    """Search every trace and keep its tree. A trace whose tree is complete in the store is not searched again."""
-    if plan.algorithm == "stitch":
-        return _stitched(store, traces, on_trace)
-    from counterplay.searching import Searching
-
-    return await Searching(store, traces, asked, plan, on_trace).run()
-
-
-def _stitched(store: Store, traces: Sequence[Trace], on_trace: Callable[[], None]) -> Searched:
-    """Merge the runs of each task; zero model calls."""
-    from counterplay.search.stitch import stitch
-    from counterplay.searching import summary
-
-    by_task: dict[str, list[Trace]] = {}
-    for trace in traces:
-        by_task.setdefault(f"task {trace.task}" if trace.task is not None else f"trace {trace.id}", []).append(trace)
-    made = []
-    for runs in by_task.values():
-        usable = [trace for trace in runs if trace.trajectory.steps]
-        peers = content_key(*sorted(trace.id for trace in usable))
-        for trace, tree in zip(usable, stitch([trace.trajectory for trace in usable]), strict=True):
-            record = tree.to_record(content_key("stitch", trace.id, peers), trace=trace.id, task=trace.task)
-            made.append((record, not store.put_search(record)))
-            on_trace()
-    skipped = {trace.id: "it has no steps" for trace in traces if not trace.trajectory.steps}
-    return summary([record for record, _ in made], resumed=sum(held for _, held in made), traces=len(traces), skipped=skipped)

@@ -21,11 +21,12 @@ from counterplay.core.journal import JournaledEnvironment, JournaledPolicy, Jour
 from counterplay.core.nouns import State, Trace
 from counterplay.core.protocols import fingerprint_of
 from counterplay.core.records import SearchRecord
-from counterplay.loop import Plan, Searched
 from counterplay.parts import closing
+from counterplay.plan import Plan
 from counterplay.replay.fork import fork
 from counterplay.search.localise import first_drop
 from counterplay.search.registry import LOGGED, find, options
+from counterplay.search.stitch import stitch
 from counterplay.search.tree import SearchTree
 
 if TYPE_CHECKING:
@@ -34,6 +35,28 @@ if TYPE_CHECKING:
 
 _FLUSH_S = 5.0
 _CLOCK = "seconds"
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What a search over many traces did. `searches` holds one id a tree, in trace order.
+
+    `resumed` trees were complete in the store already. `improved` trees have a finished branch that scores above the logged one.
+    `used` is what the trees' budgets were charged, answers from the journal included; `live_calls` the model calls really made now.
+    `digest` is 32 hex digits over the trees: equal for equal trees.
+    """
+
+    searches: tuple[str, ...]
+    traces: int
+    skipped: Mapping[str, str]
+    resumed: int
+    improved: int
+    nodes: int
+    used: Mapping[str, float]
+    live_calls: int
+    tally: Mapping[str, Any]
+    stopped: Mapping[str, int]
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -192,3 +215,29 @@ def _improved(record: SearchRecord) -> bool:
 
 def _tree_digest(record: SearchRecord) -> str:
     return content_key(record.id, repr([(n.parent, n.step, n.prior, n.visits, n.value_sum, n.draws, n.score) for n in record.nodes]))
+
+
+async def search(
+    store: Store, traces: Sequence[Trace], asked: Asked, plan: Plan, *, on_trace: Callable[[], None] = lambda: None
+) -> Searched:
+    """Search every trace and keep its tree. A trace whose tree is complete in the store is not searched again."""
+    if plan.algorithm == "stitch":
+        return _stitched(store, traces, on_trace)
+    return await Searching(store, traces, asked, plan, on_trace).run()
+
+
+def _stitched(store: Store, traces: Sequence[Trace], on_trace: Callable[[], None]) -> Searched:
+    """Merge the runs of each task; zero model calls."""
+    by_task: dict[str, list[Trace]] = {}
+    for trace in traces:
+        by_task.setdefault(f"task {trace.task}" if trace.task is not None else f"trace {trace.id}", []).append(trace)
+    made = []
+    for runs in by_task.values():
+        usable = [trace for trace in runs if trace.trajectory.steps]
+        peers = content_key(*sorted(trace.id for trace in usable))
+        for trace, tree in zip(usable, stitch([trace.trajectory for trace in usable]), strict=True):
+            record = tree.to_record(content_key("stitch", trace.id, peers), trace=trace.id, task=trace.task)
+            made.append((record, not store.put_search(record)))
+            on_trace()
+    skipped = {trace.id: "it has no steps" for trace in traces if not trace.trajectory.steps}
+    return summary([record for record, _ in made], resumed=sum(held for _, held in made), traces=len(traces), skipped=skipped)

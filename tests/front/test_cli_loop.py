@@ -8,7 +8,20 @@ from collections import Counter
 
 import pytest
 
-SEARCH = ("search", "--search", "repair", "--policy", "parts:policy", "--environment", "parts:world", "--verifier", "outcome", "--verifier", "ledger", "--store")
+SEARCH = (
+    "search",
+    "--search",
+    "repair",
+    "--policy",
+    "parts:policy",
+    "--environment",
+    "parts:world",
+    "--verifier",
+    "outcome",
+    "--verifier",
+    "ledger",
+    "--store",
+)
 
 
 def test_ingest_counts_and_repeats_nothing(cli, logs):

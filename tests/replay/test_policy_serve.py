@@ -23,15 +23,30 @@ def server(tmp_path_factory):
         yield url
 
 
+RESPONSE_TEMPLATE = {
+    "defaults": {"role": "assistant"},
+    "start_anchor": "<|im_start|>assistant\n",
+    "fields": {
+        "tool_calls": {
+            "open_pattern": r"\s*<tool_call>",
+            "close": "</tool_call>",
+            "repeats": True,
+            "content": "json",
+            "transform": {"type": "function", "function": "{content}"},
+        },
+        "content": {"close_pattern": r"\s*(?:<\|im_end\|>|<\|endoftext\|>)", "content": "text"},
+    },
+}
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """The example's model as it is and without its response template: the server gives tool calls for the one, text for the other."""
-    plain = tmp_path_factory.mktemp("text") / "model"
-    shutil.copytree(LEDGER, plain)
-    config = json.loads((plain / "tokenizer_config.json").read_text())
-    config.pop("response_template", None)
-    (plain / "tokenizer_config.json").write_text(json.dumps(config))
-    return LEDGER, plain
+    """The example's model with a response template and as it is: the server gives tool calls for the one, text for the other."""
+    parsing = tmp_path_factory.mktemp("calls") / "model"
+    shutil.copytree(LEDGER, parsing)
+    config = json.loads((parsing / "tokenizer_config.json").read_text())
+    (parsing / "tokenizer_config.json").write_text(json.dumps({**config, "response_template": RESPONSE_TEMPLATE}))
+    return parsing, LEDGER
 
 
 def answer(world, call):
@@ -75,3 +90,10 @@ async def test_samples_differ_once_the_server_is_told_to_sample(server, folders)
     assert hot.tally.short == 1
     assert hot.tally.calls == 6
     assert sum((p.usage for p in proposals), Usage()).tokens == hot.tally.input_tokens + hot.tally.output_tokens
+
+
+async def test_the_example_s_model_is_sampled_at_the_temperature_that_is_asked_for(server):
+    world = Ledger(next(iter(tasks("train", 1))))
+    start = Trajectory(tuple(world.tools), tuple(world.prompt))
+    async with OpenAIPolicy(str(LEDGER), base_url=server, temperature=3.0, max_tokens=24) as hot:
+        assert len({proposal.action.signature for proposal in await hot.propose(start, 6)}) > 1

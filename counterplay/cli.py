@@ -79,7 +79,7 @@ def bounded(command: Callable[P, None]) -> Callable[P, None]:
 def ingest(
     paths: Annotated[list[Path], typer.Argument(help="Log files or folders.")],
     store: StoreFile = DEFAULT_STORE,
-    format: Annotated[str, typer.Option("--format", help="auto detects by content.")] = "auto",  # noqa: A002  the user's word
+    format: Annotated[str, typer.Option("--format", help="auto (by content), chatlog, tau-bench, otlp, or a plugin's name.")] = "auto",  # noqa: A002  the user's word
     effects: Annotated[Path | None, typer.Option("--effects", help="TOML table of tool effects.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -176,13 +176,20 @@ def localise(
 @app.command()
 @bounded
 def search(
-    name: Annotated[str, typer.Option("--search", help="The algorithm; `stitch` needs neither model nor tools.")] = "fork_best_of_n",
+    name: Annotated[
+        str, typer.Option("--search", help="best_of_n, beam, mcts, fork_best_of_n, repair, greedy, rollout; or stitch: log-only, no model.")
+    ] = "fork_best_of_n",
     policy: PolicySpec = "",
     environment: EnvironmentSpec = "recorded",
     verifier: VerifierSpecs = None,
     store: StoreFile = DEFAULT_STORE,
     option: Annotated[list[str] | None, typer.Option("--option", help="An option of the algorithm, key=value; repeatable.")] = None,
-    fork: Annotated[str, typer.Option("--fork", help="start, pivot (where a verifier's value drops), or a step number.")] = "pivot",
+    fork: Annotated[
+        str,
+        typer.Option(
+            "--fork", help="Where searches that go on from a state begin: start, pivot (where a verifier's value drops), or a step."
+        ),
+    ] = "pivot",
     trace: TraceIds = None,
     which: Annotated[str, typer.Option("--select", help="failed, succeeded or all.")] = "",
     agent: Agent = None,

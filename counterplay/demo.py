@@ -30,7 +30,7 @@ TASKS = "counterplay.examples.ledger:tasks:heldout:{}"
 MAX_STEPS, MAX_TOKENS, NEW_TASKS = 40, 64, 600
 TUNED = "ledger-tuned"
 
-LOGGED, CONTROL, SFT, DPO = "logged agent", "logged-success SFT", "counterfactual SFT", "counterfactual DPO"
+LOGGED, CONTROL, SFT, DPO = "logged agent", "control SFT", "counterfactual SFT", "counterfactual DPO"
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,7 @@ def _evaluate(models: dict[str, Path], held_out_tasks: int, clock: _Clock) -> Ev
 def table(demo: Demo) -> list[Any]:
     """The one table at the end, and what it rests on."""
     lines = {
+        "control": "the logged agent, tuned on its logged successes only",
         **{f"runs of {r.agent}": f"{r.traces}, {r.searched} failed and searched, {r.improved} with a better branch" for r in demo.rounds},
         "training rows": ", ".join(f"{name} {count}" for name, count in demo.rows.items()),
         "expected label noise of the pairs": f"{demo.label_noise:.1%}",

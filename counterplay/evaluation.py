@@ -125,16 +125,18 @@ async def evaluate(
 
 
 def tables(report: EvaluationReport) -> list[Any]:
-    """Success by policy with its interval, every paired difference in points, and the verdicts in words."""
-    rated = [(p.name, p.tasks, f"{100 * p.rate:.1f} %", _interval(p.interval)) for p in report.policies]
+    """Success by policy, every paired difference in points, each above its 95 % interval; then the verdicts in words."""
     baselines = list(dict.fromkeys(comparison.a for comparison in report.comparisons))
-    cells = {(c.b, c.a): f"{100 * c.difference:+.1f} [{_interval(c.interval, signed=True)}]" for c in report.comparisons}
-    rows = [[*row, *(cells.get((row[0], baseline), "") for baseline in baselines)] for row in rated]
-    columns = ["agent", "tasks", "success", "95 %", *(f"over {baseline}" for baseline in baselines)]
-    shown = console.table("held-out tasks: success, and paired differences in points with 95 % intervals", columns, rows)
+    cells = {(c.b, c.a): f"{100 * c.difference:+.1f}\n{_interval(c.interval, signed=True)}" for c in report.comparisons}
+    rows = [
+        [policy.name, f"{100 * policy.rate:.1f} %\n{_interval(policy.interval)}", *(cells.get((policy.name, b), "") for b in baselines)]
+        for policy in report.policies
+    ]
+    title = f"{report.policies[0].tasks} held-out tasks: success, paired differences, 95 % intervals"
+    shown = console.table(title, ["agent", "success", *(f"over {baseline}" for baseline in baselines)], rows)
     return [shown, *(comparison.sentence() for comparison in report.comparisons)]
 
 
 def _interval(interval: tuple[float, float], *, signed: bool = False) -> str:
     low, high = (100 * bound for bound in interval)
-    return f"{low:+.1f}, {high:+.1f}" if signed else f"{low:.1f} to {high:.1f}"
+    return f"{low:+.1f}..{high:+.1f}" if signed else f"{low:.1f} to {high:.1f}"

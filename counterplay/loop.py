@@ -204,6 +204,10 @@ async def localise(
 
     if method not in ("drop", "bisect"):
         raise UserError(f"got --method {method!r}", "drop or bisect")
+    if method == "drop" and not asked.verifiers:
+        raise UserError(
+            "got no verifier", "one with opinions on unfinished runs", "Give --verifier; list them with: counterplay verifiers list"
+        )
     verifier = asked.make_verifier()
     playing = method == "bisect" and bool(traces)
     policy, environment_of = (asked.make_policy(traces), asked.make_environment(traces)) if playing else (None, None)

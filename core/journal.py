@@ -60,7 +60,7 @@ class JournaledPolicy:
             proposals = await self.policy.propose(state, n)
         finally:
             first_draw.reset(token)
-        self.live_calls += 1
+        self.live_calls += len(proposals)
         self.journal.put(key, "propose", dumps([{**asdict(p), "action": p.action.wire} for p in proposals]))
         return proposals
 
@@ -115,7 +115,9 @@ async def ask(verifier: Verifier, trajectory: Trajectory) -> Score | None:
         return as_score(value, name, version)
     except Exception as error:
         got = f"verifier {name} failed on a trajectory of {len(trajectory)} steps: {type(error).__name__}: {error}"
-        raise VerifierError(got, "a Score, a number in [0, 1] or None", f"Try it alone with: counterplay verifiers check {name}") from error
+        raise VerifierError(
+            got, "a Score, a number in [0, 1] or None", "Try it alone with: counterplay verifiers check NAME --store STORE"
+        ) from error
 
 
 def as_score(value: Any, name: str, version: str) -> Score | None:

@@ -38,7 +38,10 @@ StoreFile = Annotated[Path, typer.Option("--store", help="The store, one DuckDB 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 PolicySpec = Annotated[str, typer.Option("--policy", help="openai:MODEL, transformers:DIR, logged, or module:attr.")]
 EnvironmentSpec = Annotated[str, typer.Option("--environment", help="recorded, or module:attr, a factory of worlds by task.")]
-VerifierSpecs = Annotated[list[str] | None, typer.Option("--verifier", help="NAME or module:attr; repeat to ask for all to be content.")]
+VerifierSpecs = Annotated[
+    list[str] | None,
+    typer.Option("--verifier", help="NAME or module:attr (default outcome); repeatable: all must be content."),
+]
 BaseUrl = Annotated[str | None, typer.Option("--base-url", help="Base URL of an OpenAI-compatible server.")]
 Temperature = Annotated[float, typer.Option("--temperature", help="Sampling temperature; 0 is greedy.")]
 MaxTokens = Annotated[int | None, typer.Option("--max-tokens", help="Tokens an action may have.")]
@@ -47,8 +50,8 @@ Price = Annotated[str | None, typer.Option("--price", help="US dollars per milli
 ExtraBody = Annotated[str | None, typer.Option("--extra-body", help="A JSON object that is added to every request to a server.")]
 TraceIds = Annotated[list[str] | None, typer.Option("--trace", help="A trace id; repeatable.")]
 Agent = Annotated[str | None, typer.Option("--agent", help="Only traces of this agent.")]
-Limit = Annotated[int | None, typer.Option("--limit", help="At most so many traces.")]
-MaxSteps = Annotated[int, typer.Option("--max-steps", help="Model calls a trajectory may have.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many traces.")]
+MaxSteps = Annotated[int | None, typer.Option("--max-steps", help="Model calls a branch may have; without it, the search's own limit.")]
 AllowExternal = Annotated[list[str] | None, typer.Option("--allow-external", help="A tool with external effect that may really be called.")]
 DEFAULT_STORE = Path("counterplay.duckdb")
 
@@ -74,6 +77,13 @@ def bounded(command: Callable[P, None]) -> Callable[P, None]:
     return run
 
 
+def _some(chosen: list[Any], store: Path) -> None:
+    if not chosen:
+        raise CounterplayError(
+            f"got no trace of that kind in {store}", "at least one", f"See what there is: counterplay stats --store {store}"
+        )
+
+
 @app.command()
 @bounded
 def ingest(
@@ -86,6 +96,7 @@ def ingest(
     """Take logged traces into the store. Doing it twice changes nothing; what can't be read is quarantined by name."""
     from counterplay import loop
 
+    loop.check_paths(paths)
     with loop.opened(store) as opened, console.ticking("ingesting", quiet=as_json) as tick:
         report = loop.ingest(paths, opened, format=format, effects=effects, on_item=tick.advance)
     console.emit(report, as_json=as_json)
@@ -133,6 +144,7 @@ def replay(
     asked = parts.Asked(environment=environment, allow_external=frozenset(allow_external or ()))
     with loop.opened(store, read_only=True) as opened:
         chosen = loop.select(opened, trace_ids=trace, which="all", agent=agent, limit=limit)
+        _some(chosen, store)
         with console.ticking("re-enacting", len(chosen), quiet=as_json) as tick:
             report = asyncio.run(loop.replay(chosen, asked, on_trace=tick.advance))
     console.emit({**console.plain(report), "faithful": report.faithful}, as_json=as_json, human=views.replayed(report))
@@ -159,7 +171,7 @@ def localise(
     temperature: Temperature = 1.0,
     max_tokens: MaxTokens = None,
     seed: Seed = 0,
-    max_steps: MaxSteps = 100,
+    max_steps: MaxSteps = None,
     as_json: AsJson = False,
 ) -> None:
     """Find the step at which each failed trace went wrong."""
@@ -168,6 +180,7 @@ def localise(
     asked = parts.Asked(policy, environment, tuple(verifier or ()), base_url, temperature, max_tokens, seed, max_steps)
     with loop.opened(store) as opened:
         chosen = loop.select(opened, trace_ids=trace, which=which, agent=agent, limit=limit)
+        _some(chosen, store)
         with console.ticking("localising", len(chosen), quiet=as_json) as tick:
             report = asyncio.run(loop.localise(opened, chosen, asked, method=method, budget=budget, on_trace=tick.advance))
     console.emit(report, as_json=as_json, human=views.localised(report))
@@ -183,7 +196,7 @@ def search(
     environment: EnvironmentSpec = "recorded",
     verifier: VerifierSpecs = None,
     store: StoreFile = DEFAULT_STORE,
-    option: Annotated[list[str] | None, typer.Option("--option", help="An option of the algorithm, key=value; repeatable.")] = None,
+    option: Annotated[list[str] | None, typer.Option("--option", help="An option of the algorithm, key=value; see docs/papers.md.")] = None,
     fork: Annotated[
         str,
         typer.Option(
@@ -191,7 +204,7 @@ def search(
         ),
     ] = "pivot",
     trace: TraceIds = None,
-    which: Annotated[str, typer.Option("--select", help="failed, succeeded or all.")] = "",
+    which: Annotated[str, typer.Option("--select", help="failed, succeeded or all; failed, and for stitch all, where not given.")] = "",
     agent: Agent = None,
     limit: Limit = None,
     budget: Annotated[str, typer.Option("--budget", help="e.g. model_calls=400,usd=5,seconds=600; for all traces together.")] = "",
@@ -201,7 +214,7 @@ def search(
     temperature: Temperature = 1.0,
     max_tokens: MaxTokens = None,
     seed: Seed = 0,
-    max_steps: MaxSteps = 100,
+    max_steps: MaxSteps = None,
     allow_external: Annotated[
         list[str] | None, typer.Option("--allow-external", help="A tool with external effect that may really be called.")
     ] = None,
@@ -229,10 +242,11 @@ def search(
     how = Plan.parse(name, option or [], fork=fork, budget=budget, trace_budget=trace_budget, concurrency=concurrency)
     with loop.opened(store) as opened:
         chosen = loop.select(opened, trace_ids=trace, which=which or ("all" if name == "stitch" else "failed"), agent=agent, limit=limit)
+        _some(chosen, store)
         with console.ticking("searching", len(chosen), quiet=as_json) as tick:
             report = asyncio.run(searching.search(opened, chosen, asked, how, on_trace=tick.advance))
     console.emit(report, as_json=as_json)
-    if not report.searches:
+    if not report.searches or not (report.used or report.resumed or name == "stitch"):
         raise typer.Exit(1)
 
 
@@ -425,7 +439,7 @@ def evaluate(
     temperature: Temperature = 0.0,
     max_tokens: MaxTokens = None,
     seed: Seed = 0,
-    max_steps: MaxSteps = 100,
+    max_steps: Annotated[int, typer.Option("--max-steps", help="Model calls a task may take.")] = 100,
     concurrency: Annotated[int, typer.Option("--concurrency", help="Tasks played at once.")] = 512,
     as_json: AsJson = False,
 ) -> None:
@@ -449,7 +463,8 @@ def evaluate(
                 on_task=tick.advance,
             )
         )
-    console.emit(report, as_json=as_json, human=evaluation.tables(report))
+    shown = {**console.plain(report.report), "unplayed": dict(report.unplayed)}
+    console.emit(shown, as_json=as_json, human=evaluation.tables(report))
 
 
 @verifiers_app.command("list")
@@ -468,7 +483,7 @@ def verifiers_list(as_json: AsJson = False) -> None:
 def verifiers_check(
     name: Annotated[str, typer.Argument(help="NAME or module:attr.")],
     store: StoreFile = DEFAULT_STORE,
-    limit: Annotated[int, typer.Option("--limit", help="Logged traces to ask it about.")] = 50,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Logged traces to ask it about.")] = 50,
     as_json: AsJson = False,
 ) -> None:
     """Ask a verifier about logged traces and prefixes of them: does it answer, in range, the same each time, and tell good from bad?"""

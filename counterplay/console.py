@@ -21,6 +21,8 @@ from rich.table import Table
 
 from counterplay.core.errors import CounterplayError
 
+_SHOWN = 12
+
 out = Console()
 err = Console(stderr=True)
 
@@ -108,7 +110,8 @@ def facts(values: Mapping[str, Any]) -> Table:
     made.add_column(style="dim")
     made.add_column(overflow="fold")
     for name, value in values.items():
-        made.add_row(name.replace("_", " "), _cell(value))
+        long = isinstance(value, list | tuple | dict) and len(value) > _SHOWN
+        made.add_row(name.replace("_", " "), f"{len(value)} (--json lists them)" if long else _cell(value))
     return made
 
 

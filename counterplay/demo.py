@@ -22,7 +22,6 @@ from counterplay.plan import Plan
 
 if TYPE_CHECKING:
     from counterplay.core.store import Store
-    from counterplay.finetune.evaluate import EvaluationReport
 
 EXAMPLE = Path(__file__).parent / "examples" / "ledger"
 WORLD = "counterplay.examples.ledger:Ledger"
@@ -52,7 +51,7 @@ class Demo:
     rounds: tuple[Round, ...]
     rows: dict[str, int]
     label_noise: float
-    evaluation: EvaluationReport
+    evaluation: evaluation.Evaluation
     seconds: dict[str, float]
 
 
@@ -119,10 +118,10 @@ def _round(store: Store, logs: Path, agent: str, model: Path, clock: _Clock) -> 
     with clock.stage(f"localise the errors of {agent}") as tick:
         asyncio.run(loop.localise(store, failed, Asked(verifiers=("ledger",)), on_trace=tick.advance))
     asked = Asked(f"transformers:{model}", WORLD, ("outcome", "ledger"), max_tokens=MAX_TOKENS, max_steps=MAX_STEPS)
-    plan = Plan("repair", {"n": 8, "rollouts_per_alternative": 2}, concurrency=len(failed))
+    plan = Plan("repair", {"n": 8, "rollouts_per_alternative": 2}, concurrency=max(1, len(failed)))
     with clock.stage(f"search counterfactuals of {agent}", len(failed)) as tick:
         done = asyncio.run(searching.search(store, failed, asked, plan, on_trace=tick.advance))
-    return Round(agent, taken.traces_added, len(done.searches), done.improved, int(done.used["model_calls"]))
+    return Round(agent, taken.traces_added, len(done.searches), done.improved, int(done.used.get("model_calls", 0)))
 
 
 async def _work(model: Path, logs: Path, on_task: Callable[[], None]) -> None:
@@ -143,7 +142,7 @@ def _train(kind: str, name: str, start: Path, data: Path, clock: _Clock, **setti
     return out
 
 
-def _evaluate(models: dict[str, Path], held_out_tasks: int, clock: _Clock) -> EvaluationReport:
+def _evaluate(models: dict[str, Path], held_out_tasks: int, clock: _Clock) -> evaluation.Evaluation:
     tasks = evaluation.tasks_from_spec(TASKS.format(held_out_tasks))
     policies = {name: f"transformers:{path}" for name, path in models.items()}
     with clock.stage(f"play {held_out_tasks} held-out tasks with each agent", len(tasks) * len(policies)) as tick:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from counterplay import console
 from counterplay.core.budget import Budget
-from counterplay.core.errors import UserError
+from counterplay.core.errors import PolicyError, UserError
 from counterplay.core.loading import resolve
 from counterplay.core.nouns import Trajectory
 from counterplay.core.protocols import Policy
-from counterplay.parts import WorldOf, closing, world_factory
+from counterplay.parts import WorldOf, closing, make_world, world_factory
 
 if TYPE_CHECKING:
     from counterplay.finetune.evaluate import EvaluationReport
@@ -59,11 +59,24 @@ def _number(text: str) -> str | int:
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """How the policies compare on the tasks that all of them played. `unplayed` are the others: the first error by task."""
+
+    report: EvaluationReport
+    unplayed: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Played:
     """What one policy did on the tasks: the trajectories in task order and the wall time in seconds."""
 
     trajectories: tuple[Trajectory, ...]
     seconds: float
+
+    def errors(self, tasks: Sequence[str]) -> dict[str, str]:
+        """Tasks on which the machinery failed, not the agent: a policy without an answer, a world that raised."""
+        ends = ((task, trajectory.steps[-1].error) for task, trajectory in zip(tasks, self.trajectories, strict=True) if trajectory.steps)
+        return {task: error for task, error in ends if error}
 
     def outcomes(self, tasks: Sequence[str]) -> dict[str, float]:
         """Reward by task; a trajectory that did not end with a reward earned nothing."""
@@ -83,7 +96,7 @@ async def play_tasks(
     from counterplay.replay.live import LiveEnvironment
     from counterplay.search.rollout import play
 
-    environments = [LiveEnvironment(lambda task=task: factory(task), task=task, max_steps=max_steps) for task in tasks]  # type: ignore[misc]
+    environments = [LiveEnvironment(lambda task=task: make_world(factory, task), task=task, max_steps=max_steps) for task in tasks]  # type: ignore[misc]
     states = [await environment.initial() for environment in environments]
     started = time.monotonic()
     trajectories = await play(states, policy, environments, Budget(), max_steps=max_steps, concurrency=concurrency)
@@ -105,27 +118,36 @@ async def evaluate(
     concurrency: int = 512,
     against: Sequence[str] | None = None,
     on_task: Callable[[], None] = lambda: None,
-) -> EvaluationReport:
+) -> Evaluation:
     """Play `tasks` with every policy (specs by name) and compare each with the earlier ones named in `against`.
 
-    None compares with the first and with the one before it.
+    None compares with the first and with the one before it. Tasks on which a policy or a world failed are left out for all, because
+    a failure of the machinery says nothing about an agent. Raises PolicyError where that is more than one task in twenty.
     """
     from counterplay.finetune.evaluate import Results
     from counterplay.finetune.evaluate import evaluate as compare_all
     from counterplay.replay.policies import policy_from_spec
 
-    factory, results = world_factory(environment), []
+    factory, results, unplayed = world_factory(environment), [], dict[str, str]()
     for name, spec in policies.items():
         made = policy_from_spec(spec, base_url=base_url, temperature=temperature, seed=seed, max_tokens=max_tokens)
         async with closing(made) as policy:
             played = await play_tasks(policy, factory, tasks, max_steps=max_steps, concurrency=concurrency, on_task=on_task)
+        unplayed |= {task: error for task, error in played.errors(tasks).items() if task not in unplayed}
         steps = {task: float(len(trajectory)) for task, trajectory in zip(tasks, played.trajectories, strict=True)}
         results.append(Results(name, played.outcomes(tasks), steps))
-    return compare_all(results, against=against)
+    if len(unplayed) > len(tasks) / 20:
+        task, reason = next(iter(unplayed.items()))
+        raise PolicyError(
+            f"{len(unplayed)} of {len(tasks)} tasks could not be played; {task}: {reason}", "a policy and a world that answer"
+        )
+    results = [replace(r, outcomes={t: o for t, o in r.outcomes.items() if t not in unplayed}) for r in results]
+    return Evaluation(compare_all(results, against=against), unplayed)
 
 
-def tables(report: EvaluationReport) -> list[Any]:
+def tables(evaluation: Evaluation) -> list[Any]:
     """Success by policy, every paired difference in points, each above its 95 % interval; then the verdicts in words."""
+    report = evaluation.report
     baselines = list(dict.fromkeys(comparison.a for comparison in report.comparisons))
     cells = {(c.b, c.a): f"{100 * c.difference:+.1f}\n{_interval(c.interval, signed=True)}" for c in report.comparisons}
     rows = [
@@ -134,7 +156,8 @@ def tables(report: EvaluationReport) -> list[Any]:
     ]
     title = f"{report.policies[0].tasks} held-out tasks: success, paired differences, 95 % intervals"
     shown = console.table(title, ["agent", "success", *(f"over {baseline}" for baseline in baselines)], rows)
-    return [shown, *(comparison.sentence() for comparison in report.comparisons)]
+    unplayed = [f"not played, and left out: {task}: {error}" for task, error in evaluation.unplayed.items()]
+    return [shown, *(comparison.sentence() for comparison in report.comparisons), *unplayed]
 
 
 def _interval(interval: tuple[float, float], *, signed: bool = False) -> str:

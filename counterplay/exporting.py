@@ -43,7 +43,7 @@ def export_sft(
     rows: Harvest[SFTRow] = Harvest()
     if source != "searched":
         rows += logged_rows(traces, min_reward=min_score)
-    if source != "logged":
+    if source == "searched" or (source == "both" and store.searches()):
         rows += sft_rows(trees(store, traces, algorithms), min_score=min_score, min_grade=grade)
     return write_dataset(rows, out, tokenizer=_tokenizer(tokenizer), max_length=max_length, split=_split(held_out), seed=seed)
 
@@ -68,6 +68,10 @@ def export_dpo(
     if not 0.5 < tau <= 1:
         raise UserError(f"got --tau {tau:g}", "a probability above 0.5 and at most 1")
     rows = dpo_rows(trees(store, select(store, agent=agent), algorithms), tau=tau, min_grade=_grade(min_grade))
+    if not rows.rows:
+        left_out = ", ".join(sorted({drop.reason for drop in rows.drops})) or "nothing else"
+        do = f"Lower --tau, or search with more rollouts an alternative. Also left out: {left_out}."
+        raise UserError(f"no two siblings differ with a probability of {tau:g}", "at least one pair", do)
     return write_dataset(rows, out, tokenizer=_tokenizer(tokenizer), max_length=max_length, split=_split(held_out), seed=seed)
 
 
@@ -79,7 +83,7 @@ def trees(store: Store, traces: Sequence[Trace], algorithms: Sequence[str] | Non
     rows = [row for row in store.searches() if (not algorithms or row.algorithm in algorithms) and row.trace in by_id]
     if not rows:
         wanted = f"one by {', '.join(algorithms)}" if algorithms else "at least one"
-        raise UserError(f"got no search of these traces in {store.path}", wanted, "Search first: counterplay search (or --source logged).")
+        raise UserError(f"got no search of these traces in {store.path}", wanted, "Search first: counterplay search.")
     return [SourcedTree.of(store.search(row.id), [by_id[row.trace]]) for row in rows if row.trace is not None]
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
-from counterplay.core.errors import UserError
+from counterplay.core.errors import CounterplayError, StoreError, UserError
 from counterplay.core.nouns import ToolSpec, Trace
 from counterplay.core.records import Rejected
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from counterplay.parts import Asked
 
 Item = Trace | Rejected
+_AT_ONCE = 64
 
 
 def _nothing(*_: Any) -> None:
@@ -53,10 +54,7 @@ def ingest(
     """Take log files and folders into the store. `effects` names a TOML table of tool effects that completes what the logs say."""
     from counterplay.connectors.base import ingest_items
 
-    files = [Path(path) for path in paths]
-    missing = [str(path) for path in files if not path.exists()]
-    if missing:
-        raise UserError(f"got {', '.join(missing)}, which does not exist", "log files or folders")
+    files = check_paths(paths)
     table = _effect_table(effects)
 
     async def items() -> AsyncIterator[Item]:
@@ -66,6 +64,15 @@ def ingest(
                 yield with_effects(item, table) if isinstance(item, Trace) else item
 
     return store.ingest(_blocking(items()))
+
+
+def check_paths(paths: Iterable[Path | str]) -> list[Path]:
+    """The paths, all of which exist. Raises UserError where one does not."""
+    files = [Path(path) for path in paths]
+    missing = [str(path) for path in files if not path.exists()]
+    if missing:
+        raise UserError(f"got {', '.join(missing)}, which does not exist", "log files or folders")
+    return files
 
 
 def _effect_table(path: Path | None) -> Callable[[Sequence[ToolSpec]], tuple[ToolSpec, ...]]:
@@ -132,7 +139,8 @@ class Replayed:
 
     @property
     def faithful(self) -> bool:
-        return bool(self.traces) and self.reproduced == self.observations and self.outcomes_reproduced == self.outcomes
+        """Everything that was logged came back. False where nothing could be checked."""
+        return bool(self.observations) and not self.divergences and self.outcomes_reproduced == self.outcomes
 
 
 async def replay(traces: Sequence[Trace], asked: Asked, *, on_trace: Callable[[], None] = _nothing) -> Replayed:
@@ -163,12 +171,12 @@ async def replay(traces: Sequence[Trace], asked: Asked, *, on_trace: Callable[[]
 
 
 def _against(traces: Sequence[Trace], asked: Asked) -> Callable[[Trace], Any]:
-    from counterplay.parts import task_of, world_factory
+    from counterplay.parts import make_world, task_of, world_factory
 
     if asked.environment == "recorded":
         return asked.make_environment(traces)
     factory = world_factory(asked.environment)
-    return lambda trace: lambda: factory(task_of(trace))
+    return lambda trace: lambda: make_world(factory, task_of(trace))
 
 
 @dataclass(frozen=True)
@@ -208,10 +216,27 @@ async def localise(
         raise UserError(
             "got no verifier", "one with opinions on unfinished runs", "Give --verifier; list them with: counterplay verifiers list"
         )
+    if method == "drop" and budget:
+        raise UserError("got --budget for --method drop, which plays nothing", "no budget, or --method bisect")
+    if asked.price is None and asked.policy.startswith(("openai:", "transformers:")) and Plan(budget=budget).limits("usd"):
+        raise UserError("got a limit in usd for a policy whose price is not known", "a limit in model_calls or tokens")
     verifier = asked.make_verifier()
     playing = method == "bisect" and bool(traces)
     policy, environment_of = (asked.make_policy(traces), asked.make_environment(traces)) if playing else (None, None)
     share = Plan(budget=budget).share(len(traces))
+
+    gate, errors = asyncio.Semaphore(_AT_ONCE), list[CounterplayError]()
+
+    async def bounded(trace: Trace) -> Pivot:
+        """One bad trace stops no other."""
+        async with gate:
+            try:
+                return await one(trace)
+            except StoreError:
+                raise
+            except CounterplayError as error:
+                errors.append(error)
+                return Pivot(trace.id, trace.task, None, None, "", str(error))
 
     async def one(trace: Trace) -> Pivot:
         if policy is None or environment_of is None:
@@ -230,5 +255,7 @@ async def localise(
         return Pivot(trace.id, trace.task, found.step, mass, action, found.reason)
 
     async with closing(policy) if policy is not None else nullcontext():
-        pivots = tuple(await asyncio.gather(*(one(trace) for trace in traces if trace.trajectory.steps)))
+        pivots = tuple(await asyncio.gather(*(bounded(trace) for trace in traces if trace.trajectory.steps)))
+    if errors and len(errors) == len(pivots):
+        raise errors[0]
     return Localised(len(traces), sum(pivot.step is not None for pivot in pivots), pivots)

@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
-from counterplay.core.errors import UserError
+from counterplay.core.errors import CounterplayError, UserError
 from counterplay.core.loading import resolve
-from counterplay.core.nouns import Trace, parse_json_object
+from counterplay.core.nouns import Message, ToolSpec, Trace, parse_json_object
 from counterplay.core.protocols import Environment, Policy, Verifier
 from counterplay.replay.world import World
 
@@ -21,6 +21,7 @@ WorldOf = Callable[[str], World]
 class Asked:
     """Parts by name, as the command line takes them. Empty names mean that the user gave none.
 
+    `max_steps` None leaves the length of branches to the search (twice the log, for those that fork it).
     `price` is US dollars per million input and output tokens; None is unknown, and a limit in dollars is then refused.
     """
 
@@ -31,7 +32,7 @@ class Asked:
     temperature: float = 1.0
     max_tokens: int | None = None
     seed: int = 0
-    max_steps: int = 100
+    max_steps: int | None = None
     allow_external: frozenset[str] = frozenset()
     price: tuple[float, float] | None = None
     extra_body: Mapping[str, Any] | None = None
@@ -79,7 +80,9 @@ class Asked:
 
         def live(trace: Trace) -> Environment:
             task = task_of(trace)
-            return LiveEnvironment(lambda: factory(task), task=task, max_steps=self.max_steps, allow_external=self.allow_external)
+            return LiveEnvironment(
+                lambda: make_world(factory, task), task=task, max_steps=self.max_steps, allow_external=self.allow_external
+            )
 
         return live
 
@@ -124,6 +127,23 @@ def task_of(trace: Trace) -> str:
             f"got trace {trace.id} without a task", "a task to make its world for", "Use --environment recorded, or log the task."
         )
     return trace.task
+
+
+def make_world(factory: WorldOf, task: str) -> World:
+    """The world of a task. Raises UserError where the factory, which is the user's code, fails."""
+    try:
+        world = factory(task)
+    except CounterplayError:
+        raise
+    except Exception as error:
+        raise UserError(f"the environment made no world for task {task!r}: {type(error).__name__}: {error}", "a world") from error
+    if not isinstance(world, World):
+        raise UserError(f"the environment gave a {type(world).__name__} for task {task!r}", "an object with tools, prompt and call")
+    wrong = [*(t for t in world.tools if not isinstance(t, ToolSpec)), *(m for m in world.prompt if not isinstance(m, Message))]
+    if wrong:
+        do = "ToolSpec.from_openai and Message.from_openai take dicts."
+        raise UserError(f"the environment's tools or prompt hold a {type(wrong[0]).__name__}", "ToolSpecs and Messages", do)
+    return world
 
 
 def world_factory(spec: str) -> WorldOf:

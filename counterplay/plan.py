@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from counterplay.core.budget import KINDS, Budget
@@ -41,18 +42,27 @@ class Plan:
             return cls(algorithm, **settings)
         return cls(algorithm, parse_options(find(algorithm), given), **settings)
 
+    def __post_init__(self) -> None:
+        if self.concurrency < 1:
+            raise UserError(f"got concurrency {self.concurrency}", "at least 1")
+
     def share(self, traces: int) -> Callable[[], Budget]:
-        """A maker of one trace's budget: `trace_budget` where given, else an even share of what can be counted; the clock is common."""
-        whole, each = Budget.parse(self.budget), Budget.parse(self.trace_budget)
-        limits = {kind: getattr(whole.limits, kind) for kind in KINDS}
-        shares = {kind: limit if kind == "seconds" or limit is None else limit / max(traces, 1) for kind, limit in limits.items()}
-        own = {kind: getattr(each.limits, kind) for kind in KINDS}
-        merged = {kind: own[kind] if own[kind] is not None else shares[kind] for kind in KINDS}
+        """A maker of one trace's budget: `trace_budget` where given, else an even share of what can be counted.
+
+        Seconds of `budget` count from this call and are common to all; seconds of `trace_budget` count for each trace.
+        """
+        whole, own = Budget.parse(self.budget), Budget.parse(self.trace_budget)
+        merged: dict[str, float] = {}
+        for kind in KINDS:
+            given, limit = getattr(own.limits, kind), getattr(whole.limits, kind)
+            if given is not None:
+                merged[kind] = given
+            elif limit is not None:
+                merged[kind] = limit if kind == "seconds" else limit // max(traces, 1) if kind in _COUNTED else limit / max(traces, 1)
+        common_clock = own.limits.seconds is None
 
         def make() -> Budget:
-            made = Budget.of(**merged)
-            made.limits = replace(made.limits, **{k: float(int(v)) for k, v in merged.items() if v is not None and k in _COUNTED})
-            return made
+            return Budget(Budget.of(**merged).limits, _started_s=whole._started_s) if common_clock else Budget.of(**merged)  # noqa: SLF001
 
         return make
 
@@ -61,10 +71,15 @@ class Plan:
         return any(getattr(Budget.parse(text).limits, kind) is not None for text in (self.budget, self.trace_budget))
 
     def affordable(self, traces: int) -> int:
-        """How many traces fit into `budget` at `trace_budget` each; all of them where one of the two is open."""
-        whole, each = Budget.parse(self.budget), Budget.parse(self.trace_budget)
-        pairs = [(getattr(whole.limits, kind), getattr(each.limits, kind)) for kind in KINDS if kind != "seconds"]
-        return min([traces, *(int(limit // own) for limit, own in pairs if limit is not None and own)])
+        """How many traces fit into `budget`: at `trace_budget` each, and where that is open at one of each kind that is counted."""
+        whole, own = Budget.parse(self.budget), Budget.parse(self.trace_budget)
+        fitting = [traces]
+        for kind in KINDS:
+            limit, each = getattr(whole.limits, kind), getattr(own.limits, kind)
+            least = each if each is not None else 1 if kind in _COUNTED else None
+            if kind != "seconds" and limit is not None and least:
+                fitting.append(math.floor(limit / least + 1e-9))
+        return min(fitting)
 
 
 _COUNTED = ("simulations", "model_calls", "tokens", "tool_calls")

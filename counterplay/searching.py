@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from counterplay.core.budget import Budget
+from counterplay import __version__
 from counterplay.core.canonical import canonical, content_key
 from counterplay.core.errors import CounterplayError, StoreError, UserError
-from counterplay.core.journal import JournaledEnvironment, JournaledPolicy, JournaledVerifier
+from counterplay.core.journal import Journal, JournaledEnvironment, JournaledPolicy, JournaledVerifier
 from counterplay.core.nouns import State, Trace
 from counterplay.core.protocols import fingerprint_of
 from counterplay.core.records import SearchRecord
@@ -43,6 +43,8 @@ class Searched:
 
     `resumed` trees were complete in the store already. `improved` trees have a finished branch that scores above the logged one.
     `used` is what the trees' budgets were charged, answers from the journal included; `live_calls` the model calls really made now.
+    `failures` counts calls that failed inside searches, by kind, with the first message of each; such searches are tried again.
+    `branch_errors` counts branches that could not go on, by their reason, the most frequent eight.
     `digest` is 32 hex digits over the trees: equal for equal trees.
     """
 
@@ -56,6 +58,8 @@ class Searched:
     live_calls: int
     tally: Mapping[str, Any]
     stopped: Mapping[str, int]
+    failures: Mapping[str, Any]
+    branch_errors: Mapping[str, int]
     digest: str
 
 
@@ -72,9 +76,10 @@ class Searching:
     """The parts of one search, made once, and the trees that are done but not yet written."""
 
     def __init__(self, store: Store, traces: Sequence[Trace], asked: Asked, plan: Plan, on_trace: Callable[[], None]) -> None:
-        if asked.price is None and asked.policy.startswith(("openai:", "transformers:")) and plan.limits("usd"):
-            do = "Give --price INPUT,OUTPUT, or limit model_calls or tokens."
-            raise UserError("got a limit in usd for a policy whose price is not known", "a price", do)
+        check_price(asked, plan)
+        if plan.algorithm in LOGGED and plan.fork != "pivot":
+            do = "Choose the steps with --option, e.g. pivots=3,7 for fork_best_of_n."
+            raise UserError(f"got --fork {plan.fork} for {plan.algorithm}, which forks a whole run itself", "no --fork", do)
         affordable = plan.affordable(len(traces))
         self.store, self.asked, self.plan, self.on_trace = store, asked, plan, on_trace
         self.all, self.traces = traces, traces[:affordable]
@@ -106,6 +111,7 @@ class Searching:
             skipped=self.skipped,
             live_calls=sum(result.live_calls for result in done),
             tally=asdict(self.policy.tally) if hasattr(self.policy, "tally") else {},
+            rewards={trace.id: trace.outcome.reward for trace in self.traces},
         )
 
     async def _gated(self, gate: asyncio.Semaphore, trace: Trace) -> Done | None:
@@ -125,13 +131,15 @@ class Searching:
     async def _one(self, trace: Trace) -> Done:
         state = await self._start(trace)
         environment, budget = self.environment_of(trace), self.share()
-        config = self._config(budget)
+        config = {**self._options(), "fork": self.plan.fork, "budget": asdict(budget.limits), "code": __version__}
         parts = [fingerprint_of(part) for part in (self.policy, environment, self.verifier)]
         search_id = content_key("search", self.plan.algorithm, trace.id, state.key, canonical(config), *parts)
         held = self.held.get(search_id)
         if held is not None and _CLOCK not in held.stopped:
-            return Done(self.store.search(search_id), held=True)
-        journal = self.store.journal(search_id)
+            record = self.store.search(search_id)
+            if not record.config.get("failures"):
+                return Done(record, held=True)
+        journal = self._journal(trace)
         policy = JournaledPolicy(self.policy, journal)
         run = partial(find(self.plan.algorithm), **self._options())
         tree: SearchTree = await run(
@@ -150,23 +158,30 @@ class Searching:
         if not trace.trajectory.steps:
             raise UserError(f"trace {trace.id} has no steps", "a trace with at least one model call")
         if self.plan.algorithm in LOGGED:
+            if trace.completeness.inputs not in ("full", "stitched"):
+                raise UserError(
+                    f"the prompts of trace {trace.id} were logged as '{trace.completeness.inputs}'", "prompts that are known whole"
+                )
             return trace.trajectory
         if self.plan.fork == "start":
             return fork(trace, 0)
         if self.plan.fork == "pivot":
-            return fork(trace, (await first_drop(trace.trajectory, self.verifier)).step or 0)
+            verifier = JournaledVerifier(self.verifier, self._journal(trace))
+            return fork(trace, (await first_drop(trace.trajectory, verifier)).step or 0)
         try:
             return fork(trace, int(self.plan.fork))
         except ValueError:
             raise UserError(f"got --fork {self.plan.fork!r}", "start, pivot, or a step number") from None
 
-    def _config(self, budget: Budget) -> dict[str, Any]:
-        return {**self.plan.options, "seed": self.asked.seed, "fork": self.plan.fork, "budget": asdict(budget.limits)}
+    def _journal(self, trace: Trace) -> Journal:
+        """One journal a trace: entries are keyed by what was asked, so a larger budget or another algorithm pays for nothing twice."""
+        return self.store.journal(f"search/{trace.id}")
 
     def _options(self) -> dict[str, Any]:
         known, given = options(find(self.plan.algorithm)), dict(self.plan.options)
         given.setdefault("seed", self.asked.seed)
-        given.setdefault("max_steps", self.asked.max_steps)
+        if self.asked.max_steps is not None:
+            given.setdefault("max_steps", self.asked.max_steps)
         return {name: value for name, value in given.items() if name in known}
 
     def _write(self, *, force: bool = False) -> None:
@@ -187,8 +202,14 @@ def summary(
     skipped: Mapping[str, str] | None = None,
     live_calls: int = 0,
     tally: Mapping[str, Any] | None = None,
+    rewards: Mapping[str, float | None] | None = None,
 ) -> Searched:
-    """Many trees as one report."""
+    """Many trees as one report. `rewards` are the logged ones by trace."""
+    failures: dict[str, dict[str, Any]] = {}
+    for record in records:
+        for kind, failed in (record.config.get("failures") or {}).items():
+            known = failures.setdefault(kind, {"count": 0, "first": failed["first"]})
+            known["count"] += failed["count"]
     used: Counter[str] = Counter()
     for record in records:
         used.update({kind: amount for kind, amount in asdict(record.used).items() if amount and kind != _CLOCK})
@@ -197,20 +218,29 @@ def summary(
         traces=traces,
         skipped=skipped or {},
         resumed=resumed,
-        improved=sum(_improved(record) for record in records),
+        improved=sum(_improved(record, (rewards or {}).get(record.trace or "")) for record in records),
         nodes=sum(len(record.nodes) for record in records),
         used=dict(used),
         live_calls=live_calls,
         tally=tally or {},
         stopped=dict(Counter(record.stopped for record in records)),
+        failures=failures,
+        branch_errors=dict(Counter(n.step.error for r in records for n in r.nodes if n.step is not None and n.step.error).most_common(8)),
         digest=content_key(*(_tree_digest(record) for record in records)),
     )
 
 
-def _improved(record: SearchRecord) -> bool:
+def _improved(record: SearchRecord, reward: float | None) -> bool:
     tree = SearchTree.from_record(record)
     best, logged = tree.best(), [node.score.value for node in tree.finished() if node.logged and node.score is not None]
-    return best is not None and best.score is not None and not best.logged and best.score.value > max(logged, default=0.0)
+    return best is not None and best.score is not None and not best.logged and best.score.value > max(logged, default=reward or 0.0)
+
+
+def check_price(asked: Asked, plan: Plan) -> None:
+    """Refuse a limit in dollars that could never bind. Raises UserError."""
+    if asked.price is None and asked.policy.startswith(("openai:", "transformers:")) and plan.limits("usd"):
+        do = "Give --price INPUT,OUTPUT, or limit model_calls or tokens."
+        raise UserError("got a limit in usd for a policy whose price is not known", "a price", do)
 
 
 def _tree_digest(record: SearchRecord) -> str:
@@ -234,9 +264,8 @@ def _stitched(store: Store, traces: Sequence[Trace], on_trace: Callable[[], None
     made = []
     for runs in by_task.values():
         usable = [trace for trace in runs if trace.trajectory.steps]
-        peers = content_key(*sorted(trace.id for trace in usable))
         for trace, tree in zip(usable, stitch([trace.trajectory for trace in usable]), strict=True):
-            record = tree.to_record(content_key("stitch", trace.id, peers), trace=trace.id, task=trace.task)
+            record = tree.to_record(content_key("stitch", trace.id), trace=trace.id, task=trace.task)
             made.append((record, not store.put_search(record)))
             on_trace()
     skipped = {trace.id: "it has no steps" for trace in traces if not trace.trajectory.steps}

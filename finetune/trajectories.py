@@ -81,7 +81,7 @@ def _leaf_row(source: SourcedTree, leaf: Node, *, train_prefix: bool) -> SFTRow:
         grade=leaf.state.grade,
         logged=all(node.logged for node in leaf.path()[1:]),
     )
-    return SFTRow(leaf.state.messages, trained, leaf.state.tools, _worth(leaf), lineage)
+    return SFTRow(leaf.state.messages, trained, leaf.state.tools, _worth(leaf, verified=verified(source.tree)), lineage)
 
 
 def _trained(trajectory: Trajectory, whole: Sequence[bool], first: int = 0) -> tuple[bool, ...]:
@@ -92,16 +92,25 @@ def _trained(trajectory: Trajectory, whole: Sequence[bool], first: int = 0) -> t
     return tuple(flags)
 
 
-def _worth(leaf: Node) -> float | None:
-    return leaf.score.value if leaf.score is not None else leaf.state.steps[-1].reward
+def _worth(leaf: Node, *, verified: bool) -> float | None:
+    """The score of a leaf; its reward only where the search asked no verifier, for a verifier that failed has vouched for nothing."""
+    if leaf.score is not None:
+        return leaf.score.value
+    return None if verified else leaf.state.steps[-1].reward
+
+
+def verified(tree: SearchTree) -> bool:
+    """Whether the search that made `tree` asked a verifier about its ends."""
+    return bool(tree.config.get("verifier"))
 
 
 def _passing(tree: SearchTree, min_score: float, min_grade: Grade) -> tuple[list[Node], str]:
     """The leaves that may leave, best first, and why there are none where there are none."""
+    asked = verified(tree)
     leaves = [node for node in tree.finished() if node.step is not None and node.step.error is None]
     gates = (
-        ("no branch was finished and scored", lambda node: _worth(node) is not None),
-        (f"no branch scored {min_score:g} or more", lambda node: (_worth(node) or 0.0) >= min_score),
+        ("no branch was finished and scored", lambda node: _worth(node, verified=asked) is not None),
+        (f"no branch scored {min_score:g} or more", lambda node: (_worth(node, verified=asked) or 0.0) >= min_score),
         ("every good branch is stale", lambda node: node.state.grade > Grade.STALE),
         (f"every good branch is graded below {min_grade.name.lower()}", lambda node: node.state.grade >= min_grade),
     )
@@ -109,7 +118,7 @@ def _passing(tree: SearchTree, min_score: float, min_grade: Grade) -> tuple[list
         leaves = [node for node in leaves if gate(node)]
         if not leaves:
             return [], reason
-    return sorted(leaves, key=lambda node: (-(_worth(node) or 0.0), -(node.value or 0.0), node.index)), ""
+    return sorted(leaves, key=lambda node: (-(_worth(node, verified=asked) or 0.0), -(node.value or 0.0), node.index)), ""
 
 
 def _distinct(leaves: Iterable[Node]) -> Iterator[Node]:

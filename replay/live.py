@@ -65,9 +65,12 @@ def call_text(world: World, call: ToolCall) -> str:
     if arguments is None:
         return f"Error: the arguments of {call.name} are not a JSON object: {call.arguments}"
     try:
-        return world.call(call.name, arguments)
+        result: object = world.call(call.name, arguments)
     except ToolError as refusal:
         return str(refusal)
+    if not isinstance(result, str):
+        raise TypeError(f"tool {call.name} returned {type(result).__name__} {result!r:.80}, wanted text")
+    return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,8 @@ class LiveEnvironment:
     `cache_states` snapshots or copies are kept, least recently used first out; a world with neither is executed again from
     its beginning. `max_steps` truncates the trajectory at that length (and reads the reward there); None is no limit.
     Tools declared external are executed only where `allow_external` names them; else a new call ends the branch with
-    `truncated` and an `error`, and one in a prefix is answered by its recording. `on_divergence="ignore"` trusts the
+    `truncated` and an `error`, and one in a prefix is answered by its recording; what is observed after that is graded `stale`,
+    for the world lacks the call's effect. `on_divergence="ignore"` trusts the
     recording without comparing. `comparable` maps observation texts before they are compared, e.g. to strip times.
     `blocking` moves instances that wait for something into threads. `task` distinguishes equal prompts over unequal data.
 
@@ -167,6 +171,9 @@ class LiveEnvironment:
             reason = f"tool {name} is external and was not executed; name it in allow_external where this world only simulates it"
             return Step(action, truncated=True, error=reason)
         step = execute(world, action)
+        external = unnamed_externals(world, self.allow_external)
+        if external and any(call.name in external for past in state.steps for call in past.action.tool_calls):
+            step = replace(step, grades=_hollow_grades(world, step))
         if not step.finished and self.max_steps is not None and len(state) + 1 >= self.max_steps:
             step = replace(step, truncated=True, reward=getattr(world, "reward", None))
         if step.finished:
@@ -216,9 +223,20 @@ class LiveEnvironment:
             raise _divergence(difference, index)
 
 
+def _hollow_grades(world: World, step: Step) -> tuple[Grade, ...]:
+    """Grades in a world that lacks the effect of an external call, which was answered by the recording: only pure results are true."""
+    pure = {tool.name for tool in world.tools if tool.effect.kind == "pure"}
+    names = [call.name for call in step.action.tool_calls]
+    return tuple(grade if i < len(names) and names[i] in pure else Grade.STALE for i, grade in enumerate(step.grades))
+
+
+def unnamed_externals(world: World, allow_external: Container[str]) -> set[str]:
+    return {tool.name for tool in world.tools if tool.effect.kind == "external" and tool.name not in allow_external}
+
+
 def withheld(world: World, action: Message, allow_external: Container[str]) -> list[int]:
     """The places of the calls that may not be executed: those of external tools that are not named."""
-    external = {tool.name for tool in world.tools if tool.effect.kind == "external" and tool.name not in allow_external}
+    external = unnamed_externals(world, allow_external)
     return [i for i, call in enumerate(action.tool_calls) if call.name in external]
 
 

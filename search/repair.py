@@ -65,6 +65,8 @@ async def repair(
     best = path.end
     for _ in range(rounds):
         pivot = await first_fall(engine, best, min_drop)
+        if pivot is None and worth(best) < gate and all(node.score is None for node in path.nodes[:-1]):
+            return engine.finish(path.tree, "the verifier has no opinion on unfinished runs, and repair needs one that has")
         if pivot is None or not engine.running(path.tree):
             break
         ends = await refine(engine, path.tree, best.path()[max(0, pivot - lookback) : pivot + 1], n, rollouts_per_alternative)

@@ -14,11 +14,14 @@ from counterplay.core.protocols import Verifier, fingerprint_of
 class Combined:
     """Several verifiers asked about one trajectory and combined by `rule`, which is given the opinions that exist.
 
-    No opinion where no part has one. The reason joins the parts' reasons; identity names the parts and their versions.
+    No opinion where no part has one, nor, with `complete`, on a finished trajectory that a part has none on. The reason joins the
+    parts' reasons; identity names the parts and their versions.
     """
 
-    def __init__(self, name: str, parts: Sequence[Verifier], rule: Callable[[Sequence[tuple[int, Score]]], float]) -> None:
-        self.parts, self.rule = tuple(parts), rule
+    def __init__(
+        self, name: str, parts: Sequence[Verifier], rule: Callable[[Sequence[tuple[int, Score]]], float], *, complete: bool = False
+    ) -> None:
+        self.parts, self.rule, self.complete = tuple(parts), rule, complete
         identities = [verifier_identity(part) for part in self.parts]
         self.name = f"{name}({', '.join(part for part, _ in identities)})"
         self.version = "+".join(version or "0" for _, version in identities)
@@ -27,7 +30,7 @@ class Combined:
     async def __call__(self, trajectory: Trajectory, /) -> Score | None:
         answers = await asyncio.gather(*(ask(part, trajectory) for part in self.parts))
         opinions = [(index, score) for index, score in enumerate(answers) if score is not None]
-        if not opinions:
+        if not opinions or (self.complete and trajectory.finished and len(opinions) < len(self.parts)):
             return None
         reason = "; ".join(f"{score.verifier} {score.value:.2f} {score.reason}".strip() for _, score in opinions)
         return Score(min(1.0, max(0.0, self.rule(opinions))), reason, self.name, self.version)
@@ -50,8 +53,8 @@ def weighted(parts: Mapping[Verifier, float] | Sequence[tuple[Verifier, float]])
 
 
 def all_of(*parts: Verifier) -> Combined:
-    """The worst opinion: every part must be content."""
-    return Combined("all_of", parts, lambda opinions: min(score.value for _, score in opinions))
+    """The worst opinion: every part must be content, and on a finished trajectory every part must have spoken."""
+    return Combined("all_of", parts, lambda opinions: min(score.value for _, score in opinions), complete=True)
 
 
 def any_of(*parts: Verifier) -> Combined:
@@ -60,8 +63,8 @@ def any_of(*parts: Verifier) -> Combined:
 
 
 def product(*parts: Verifier) -> Combined:
-    """The product of the opinions: independent probabilities of being right."""
-    return Combined("product", parts, lambda opinions: math.prod(score.value for _, score in opinions))
+    """The product of the opinions: independent probabilities of being right. On a finished trajectory every part must have spoken."""
+    return Combined("product", parts, lambda opinions: math.prod(score.value for _, score in opinions), complete=True)
 
 
 def first_of(*parts: Verifier) -> Combined:

@@ -1,0 +1,207 @@
+"""What a review of the front door found once: budgets, identities, failures and missing opinions over many traces."""
+
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from counterplay import Store
+from counterplay.core.effects import Effect
+from counterplay.core.errors import PolicyError, UserError
+from counterplay.core.journal import ask
+from counterplay.core.nouns import Completeness, Message, Outcome, Proposal, Source, Step, ToolCall, ToolSpec, Trace, Trajectory
+from counterplay.exporting import export_dpo, export_sft
+from counterplay.loop import localise
+from counterplay.parts import Asked
+from counterplay.plan import Plan
+from counterplay.searching import search
+from counterplay.verifiers import combine
+
+TOOL = ToolSpec.function("move", "Move.", {"type": "object", "properties": {"to": {"type": "string"}}}, Effect.parse("write(place)"))
+
+
+def action(to, number=0):
+    return Message.assistant(None, [ToolCall(f"c{number}", "move", f'{{"to":"{to}"}}')])
+
+
+class World:
+    """Three moves; only `b`, `b`, `b` is right."""
+
+    tools = (TOOL,)
+    prompt = (Message.user("go"),)
+    fingerprint = "world-1"
+
+    def __init__(self, task):
+        if task == "broken":
+            raise KeyError("no such data")
+        self.moves, self.length = [], 150 if task == "long" else 3
+
+    done = property(lambda self: len(self.moves) == self.length)
+    reward = property(lambda self: float(self.moves == ["b"] * self.length))
+
+    def call(self, name, arguments):
+        self.moves.append(arguments["to"])
+        return f"at {arguments['to']}"
+
+    def snapshot(self):
+        return tuple(self.moves)
+
+    def restore(self, snapshot):
+        self.moves = list(snapshot)
+
+
+PARTS = SimpleNamespace(policy=None, World=World)
+
+
+class Mover:
+    fingerprint = "mover-1"
+
+    def __init__(self, delay_s=0.0, fails=lambda state: False):
+        self.delay_s, self.fails, self.draws = delay_s, fails, 0
+
+    async def propose(self, state, n):
+        time.sleep(self.delay_s)  # noqa: ASYNC251  a policy that blocks
+        if self.fails(state):
+            raise PolicyError("the server answered 500")
+        self.draws += n
+        return [Proposal(action("ab"[i % 2], len(state))) for i in range(n)]
+
+
+def logged(task, moves="aaa", prefix="", **fields):
+    steps = [Step(action(to, i), (Message.tool(f"at {to}", f"c{i}"),), grades=()) for i, to in enumerate(moves)]
+    reward = float(moves == "bbb")
+    steps[-1] = Step(steps[-1].action, steps[-1].observations, terminated=True, reward=reward)
+    trajectory = Trajectory((TOOL,), (Message.user("go"),), tuple(steps))
+    return Trace(f"{prefix}{task}", trajectory, Source("test"), task=task, outcome=Outcome(reward, reward == 1.0, "environment"), **fields)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "front_parts", PARTS)
+    return Asked("front_parts:policy", "front_parts:World", ("outcome",))
+
+
+@pytest.fixture
+def store():
+    with Store.open(":memory:") as opened:
+        yield opened
+
+
+async def run(store, asked, traces, plan, policy):
+    PARTS.policy = policy
+    store.ingest(traces)
+    return await search(store, traces, asked, plan)
+
+
+FORKED = {"n": 2, "pivots": [2], "rollouts_per_alternative": 1}
+
+
+async def test_seconds_are_common_to_all_traces(store, asked):
+    traces = [logged(f"t{i}") for i in range(8)]
+    started = time.monotonic()
+    await run(store, asked, traces, Plan("best_of_n", {"n": 2}, fork="start", budget="seconds=0.3", concurrency=1), Mover(0.05))
+    assert time.monotonic() - started < 1.5
+
+
+async def test_a_share_is_a_whole_number_and_the_rest_is_said_to_be_skipped(store, asked):
+    traces = [logged(f"t{i}") for i in range(10)]
+    report = await run(store, asked, traces, Plan("best_of_n", {"n": 2}, fork="start", budget="model_calls=8"), Mover())
+    assert (len(report.searches), len(report.skipped)) == (8, 2)
+    assert report.used["model_calls"] <= 8
+    assert Plan(budget="usd=0.3", trace_budget="usd=0.1").affordable(10) == 3
+
+
+async def test_a_larger_budget_pays_for_nothing_twice(store, asked):
+    traces, policy = [logged("t")], Mover()
+    await run(store, asked, traces, Plan("best_of_n", {"n": 2}, fork="start", budget="model_calls=3"), policy)
+    assert policy.draws == 3
+    whole = await run(store, asked, traces, Plan("best_of_n", {"n": 2}, fork="start", budget="model_calls=6"), policy)
+    assert (policy.draws, whole.live_calls, whole.used["model_calls"]) == (6, 3, 6)
+
+
+async def test_what_decides_a_tree_is_in_its_identity(store, asked):
+    traces = [logged("t")]
+    short = await run(store, Asked(asked.policy, "recorded", ("outcome",), max_steps=1), traces, Plan("best_of_n", fork="start"), Mover())
+    long = await run(store, Asked(asked.policy, "recorded", ("outcome",), max_steps=50), traces, Plan("best_of_n", fork="start"), Mover())
+    assert short.searches != long.searches
+    assert long.resumed == 0
+
+
+async def test_a_search_hurt_by_an_outage_is_tried_again(store, asked):
+    traces, plan = [logged("t")], Plan("fork_best_of_n", {"n": 2, "pivots": [1, 2]})
+    hurt = await run(store, asked, traces, plan, Mover(fails=lambda state: len(state) == 2))
+    assert hurt.failures["policy"]["count"] >= 1
+    healthy = await run(store, asked, traces, plan, Mover())
+    assert (healthy.resumed, healthy.failures) == (0, {})
+    assert (await run(store, asked, traces, plan, Mover())).resumed == 1
+
+
+async def test_one_bad_trace_stops_no_other(store, asked):
+    traces = [logged("good"), logged("broken"), logged("cut", completeness=Completeness(inputs="partial"))]
+    report = await run(store, asked, traces, Plan("fork_best_of_n", FORKED), Mover())
+    assert len(report.searches) == 1
+    assert "no such data" in report.skipped["broken"]
+    assert "partial" in report.skipped["cut"]
+
+    def moody(trajectory):
+        return 1 / (len(trajectory.steps) - 1) if trajectory.prompt else 1.0
+
+    PARTS.moody = moody
+    found = await localise(store, traces[:1], Asked(verifiers=("tool_calls",)))
+    assert found.traces == 1
+
+
+async def test_long_logs_are_not_cut_off_by_a_default(store, asked):
+    report = await run(store, asked, [logged("long", "a" * 150)], Plan("fork_best_of_n", {"n": 2, "pivots": [140]}), Mover())
+    record = store.search(report.searches[0])
+    assert record.config["max_steps"] >= 300
+    assert not any(node.step.truncated for node in record.nodes if node.step is not None)
+
+
+async def test_a_branch_whose_verifier_failed_is_not_exported_for_its_reward(store, asked, tmp_path):
+    def strict(trajectory):
+        if trajectory.finished and trajectory.steps[-1].reward == 1.0:
+            raise RuntimeError("the judge is out")
+        return 0.0
+
+    PARTS.strict = strict
+    traces, strictly = [logged("t", "bba")], Asked(asked.policy, asked.environment, ("front_parts:strict",))
+    report = await run(store, strictly, traces, Plan("fork_best_of_n", FORKED), Mover())
+    assert report.failures["verifier"]["count"] >= 1
+    with pytest.raises(UserError, match="no row is left"):
+        export_sft(store, tmp_path / "sft", source="searched")
+
+
+async def test_stitching_again_over_more_logs_replaces_what_was_stitched(store, asked, tmp_path):
+    few = [logged("t", moves, prefix=f"{i}-") for i, moves in enumerate(["bba", "bbb"] * 4)]
+    many = [logged("t", moves, prefix=f"m{i}-") for i, moves in enumerate(["bbb", "bba"] * 9)]
+    await run(store, asked, few, Plan("stitch"), None)
+    store.ingest(many)
+    report = await search(store, few + many, asked, Plan("stitch"))
+    assert len(store.searches()) == len(report.searches) == 26
+    assert export_dpo(store, tmp_path / "dpo").rows["train"] >= 1
+
+
+async def test_all_means_all_where_it_counts():
+    def silent(_):
+        return None
+
+    def sure(_):
+        return 1.0
+
+    done = logged("t").trajectory
+    assert await ask(combine.all_of(silent, sure), done) is None
+    assert (await ask(combine.all_of(silent, sure), done.prefix(1))).value == 1.0
+    assert await ask(combine.product(silent, sure), done) is None
+
+
+async def test_branches_that_could_not_go_on_are_counted_with_their_reason(store, asked, monkeypatch):
+    monkeypatch.setattr(World, "tools", (ToolSpec(TOOL.wire),))
+    report = await run(store, asked, [logged("t", "bba")], Plan("fork_best_of_n", FORKED), Mover())
+    ((reason, count),) = report.branch_errors.items()
+    assert (count, "tool move is external" in reason) == (1, True)
+
+
+def test_settings_that_mean_nothing_are_refused():
+    with pytest.raises(UserError, match="concurrency 0"):
+        Plan(concurrency=0)

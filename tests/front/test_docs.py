@@ -36,7 +36,10 @@ def test_the_readme_s_verifier_and_world_do_what_they_say():
     assert hasty.steps[0].observations[0].content_text == "done"
     assert scope["careful"](hasty).value == 0.0
     look = Message.assistant(None, [ToolCall("0", "look_up", '{"order_id":"17"}')])
-    assert scope["careful"](state.extend(execute(world, look)).extend(execute(world, refund))) == 1.0
+    world = scope["Shop"]("refund order 17")
+    careful = state.extend(execute(world, look)).extend(execute(world, refund))
+    assert scope["careful"](careful) == 1.0
+    assert careful.steps[-1].reward == 1.0
 
 
 def test_every_command_in_the_docs_exists_with_its_options():

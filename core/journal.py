@@ -39,7 +39,10 @@ class MemoryJournal:
 
 
 class JournaledPolicy:
-    """Answers a repeated `propose` from the journal. Draw numbers count per state, so asking a state again draws afresh."""
+    """Answers a repeated `propose` from the journal. Draw numbers count per state, so asking a state again draws afresh.
+
+    `live_calls` counts the proposals that the policy itself was asked for and gave.
+    """
 
     def __init__(self, policy: Policy, journal: Journal) -> None:
         self.policy, self.journal = policy, journal

@@ -83,7 +83,7 @@ async def test_draws_of_a_state_go_on_and_are_told_apart():
     assert [p.action.content for p in [*first, *again]] == ["draw 0", "draw 1", "draw 2", "draw 3"]
     assert [(start, n) for _, start, n in policy.asked] == [(0, 2), (2, 2), (0, 1)]
     assert first_draw.get() == 0
-    assert wrapped.live_calls == 3
+    assert wrapped.live_calls == 5
 
 
 async def test_a_run_cut_short_goes_on_where_it_stopped():
@@ -93,7 +93,7 @@ async def test_a_run_cut_short_goes_on_where_it_stopped():
     resumed = JournaledPolicy(policy, journal)
     both = [*await resumed.propose(STATE, 2), *await resumed.propose(STATE, 2)]
     assert [p.action.content for p in both] == ["draw 0", "draw 1", "draw 2", "draw 3"]
-    assert resumed.live_calls == 1
+    assert resumed.live_calls == 2
 
 
 async def test_another_configuration_asks_afresh():

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 from counterplay.core.canonical import content_key, dumps, loads
-from counterplay.core.errors import VerifierError
+from counterplay.core.errors import PolicyError, VerifierError
 from counterplay.core.nouns import Grade, Message, Proposal, Score, State, Step, Trajectory, Usage
 from counterplay.core.protocols import Environment, Opinion, Policy, Verifier, fingerprint_of, first_draw
 
@@ -60,7 +60,8 @@ class JournaledPolicy:
             return [_proposal(fields) for fields in loads(known)]
         token = first_draw.set(start)
         try:
-            proposals = await self.policy.propose(state, n)
+            answer: Any = self.policy.propose(state, n)
+            proposals = _checked(await answer if inspect.isawaitable(answer) else answer)
         finally:
             first_draw.reset(token)
         self.live_calls += len(proposals)
@@ -164,6 +165,12 @@ def step_from_json(fields: dict[str, Any]) -> Step:
             "grades": tuple(Grade(grade) for grade in fields["grades"]),
         }
     )
+
+
+def _checked(answer: Any) -> Sequence[Proposal]:
+    if isinstance(answer, Sequence) and all(isinstance(item, Proposal) for item in answer):
+        return answer
+    raise PolicyError(f"got {type(answer).__name__} {answer!r:.120} from the policy", "a sequence of Proposal")
 
 
 def _proposal(fields: dict[str, Any]) -> Proposal:

@@ -33,7 +33,7 @@ class Report:
 async def check(verifier: Verifier, trajectories: Sequence[Trajectory], *, prefixes: int = 4) -> Report:
     """Ask `verifier` twice about every trajectory, evenly spaced `prefixes` of it and its bare prompt."""
     name, version = verifier_identity(verifier)
-    problems: dict[str, None] = {}
+    problems: dict[str, str] = {}
     asked = opinions = 0
     values: dict[bool, list[float]] = {True: [], False: []}
     started = time.perf_counter()
@@ -43,13 +43,12 @@ async def check(verifier: Verifier, trajectories: Sequence[Trajectory], *, prefi
             try:
                 first, second = await ask(verifier, state), await ask(verifier, state)
             except VerifierError as error:
-                problems[error.got] = None
+                problems.setdefault(_cause(error), error.got)
                 continue
             opinions += first is not None
             if _value(first) != _value(second):
-                problems[
-                    f"two answers on one trajectory: {_value(first)} then {_value(second)}; a verifier must be deterministic or cached"
-                ] = None
+                seen = f"two answers on one trajectory: {_value(first)} then {_value(second)}"
+                problems.setdefault("fickle", f"{seen}; a verifier must be deterministic or cached")
             if first is not None and state.finished and state.steps[-1].reward is not None:
                 values[state.steps[-1].reward > 0.5].append(first.value)
     elapsed_s = time.perf_counter() - started
@@ -61,7 +60,7 @@ async def check(verifier: Verifier, trajectories: Sequence[Trajectory], *, prefi
         opinions,
         separation,
         500 * elapsed_s / max(asked, 1),
-        tuple(problems),
+        tuple(problems.values()),
         _warnings(version, asked, opinions, separation),
     )
 
@@ -80,6 +79,11 @@ def _warnings(version: str, asked: int, opinions: int, separation: float | None)
 def _states(trajectory: Trajectory, prefixes: int) -> list[Trajectory]:
     lengths = {round(len(trajectory) * i / (prefixes + 1)) for i in range(prefixes + 1)} | {len(trajectory)}
     return [trajectory.prefix(length) for length in sorted(lengths)]
+
+
+def _cause(error: VerifierError) -> str:
+    """What went wrong, apart from the trajectory it went wrong on."""
+    return f"{type(error.__cause__).__name__}: {error.__cause__}"
 
 
 def _value(score: Score | None) -> float | None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 
 from counterplay.core.canonical import dumps, loads
-from counterplay.core.errors import VerifierError
+from counterplay.core.errors import PolicyError, VerifierError
 from counterplay.core.journal import (
     JournaledEnvironment,
     JournaledPolicy,
@@ -165,3 +165,21 @@ async def test_verifiers_may_be_async():
 
     score = await ask(slow, STATE)
     assert (score.value, score.verifier) == (0.5, "slow")
+
+
+@pytest.mark.parametrize("answer", [["an action"], None, "an action"])
+async def test_a_policy_that_answers_something_else_is_told_what_is_wanted(answer):
+    class Odd:
+        async def propose(self, state, n):
+            return answer
+
+    with pytest.raises(PolicyError, match="wanted a sequence of Proposal"):
+        await JournaledPolicy(Odd(), MemoryJournal()).propose(STATE, 1)
+
+
+async def test_a_policy_may_answer_at_once():
+    class Prompt:
+        def propose(self, state, n):
+            return [Proposal(Message.assistant("now"))] * n
+
+    assert len(await JournaledPolicy(Prompt(), MemoryJournal()).propose(STATE, 3)) == 3

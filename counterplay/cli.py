@@ -33,6 +33,7 @@ app.add_typer(export_app, name="export")
 app.add_typer(train_app, name="train")
 
 P = ParamSpec("P")
+_EXTRA = frozenset({"torch", "transformers", "trl", "datasets", "peft", "accelerate"})
 
 StoreFile = Annotated[Path, typer.Option("--store", help="The store, one DuckDB file.", envvar="COUNTERPLAY_STORE")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
@@ -67,6 +68,13 @@ def bounded(command: Callable[P, None]) -> Callable[P, None]:
         except CounterplayError as error:
             console.complain(error, as_json=as_json)
             raise typer.Exit(error.exit_code) from None
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in _EXTRA:
+                raise
+            console.complain(
+                UserError(f"{error.name} is not installed", "the extra it belongs to", "pip install 'counterplay[train]'"), as_json=as_json
+            )
+            raise typer.Exit(2) from None
         except KeyboardInterrupt:
             console.err.print("stopped; what was answered is kept, run the same command to go on")
             raise typer.Exit(130) from None

@@ -180,3 +180,22 @@ def test_a_damaged_store_is_said_to_be_damaged(cli, store, folder):
     ran = cli("stats", "--verify", "--store", "damaged.duckdb")
     assert ran.code == 1
     kept(cli, store)
+
+
+def test_a_missing_extra_is_named(tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from counterplay.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    monkeypatch.setattr("counterplay.exporting.select", lambda *_, **__: [])
+    assert CliRunner().invoke(app, ["ingest", __file__, "--store", "s.duckdb"]).exit_code == 2
+    from counterplay import Store
+
+    Store.open(tmp_path / "s.duckdb").close()
+    ran = CliRunner().invoke(app, ["export", "sft", "--source", "logged", "--out", "d", "--tokenizer", "model", "--store", "s.duckdb"])
+    assert ran.exit_code == 2
+    assert "counterplay[train]" in ran.output

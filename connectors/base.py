@@ -104,7 +104,7 @@ def detect(path: Path) -> Connector:
     raise SourceError(
         f"got {path}, {_seen(sample)}",
         f"a log in one of the formats {', '.join(CONNECTORS)}",
-        "Name it with --format if you know it, or write a connector (docs: connectors).",
+        f"Name it with --format if you know it, or write a connector (entry point group {GROUP}).",
     )
 
 

@@ -22,6 +22,7 @@ from counterplay.plan import Plan
 
 if TYPE_CHECKING:
     from counterplay.core.store import Store
+    from counterplay.finetune.card import DatasetReport
 
 EXAMPLE = Path(__file__).parent / "examples" / "ledger"
 WORLD = "counterplay.examples.ledger:Ledger"
@@ -45,12 +46,15 @@ class Round:
 
 @dataclass(frozen=True)
 class Demo:
-    """What the loop did and how the agents compare. `seconds` is wall time by stage."""
+    """What the loop did and how the agents compare. `seconds` is wall time by stage.
+
+    `label_noise` is the expected share of pairs that are the wrong way round; None where the tuned agent left no pair, and so no DPO.
+    """
 
     folder: Path
     rounds: tuple[Round, ...]
     rows: dict[str, int]
-    label_noise: float
+    label_noise: float | None
     evaluation: evaluation.Evaluation
     seconds: dict[str, float]
 
@@ -94,11 +98,12 @@ def run(folder: Path, *, held_out_tasks: int = 300, quiet: bool = False) -> Demo
             asyncio.run(_work(models[SFT], tuned, tick.advance))
         second = _round(store, tuned, TUNED, models[SFT], clock)
         with clock.stage("export DPO data"):
-            dpo = exporting.export_dpo(store, folder / "dpo", agent=TUNED, tokenizer=str(model))
-        models[DPO] = _train("dpo", DPO, models[SFT], folder / "dpo", clock, epochs=3, learning_rate=5e-5)
-    rows = {CONTROL: control.rows["train"], SFT: sft.rows["train"], DPO: dpo.rows["train"]}
+            dpo = _pairs(store, folder / "dpo", model)
+        if dpo is not None:
+            models[DPO] = _train("dpo", DPO, models[SFT], folder / "dpo", clock, epochs=3, learning_rate=5e-5)
+    rows = {CONTROL: control.rows["train"], SFT: sft.rows["train"], DPO: dpo.rows["train"] if dpo else 0}
     report = _evaluate(models, held_out_tasks, clock)
-    return Demo(folder, (first, second), rows, dpo.label_noise or 0.0, report, clock.seconds)
+    return Demo(folder, (first, second), rows, dpo.label_noise if dpo else None, report, clock.seconds)
 
 
 def _prepare(folder: Path) -> None:
@@ -135,6 +140,15 @@ async def _work(model: Path, logs: Path, on_task: Callable[[], None]) -> None:
             await record(tasks, world_factory(WORLD), policy, recorder, max_steps=MAX_STEPS, concurrency=128, progress=lambda _: on_task())
 
 
+def _pairs(store: Store, out: Path, model: Path) -> DatasetReport | None:
+    """Preference pairs from what the tuned agent got wrong; None where it left no pair to learn from."""
+    try:
+        return exporting.export_dpo(store, out, agent=TUNED, tokenizer=str(model))
+    except UserError as error:
+        console.err.print(f"no DPO: {error}", highlight=False, markup=False)
+        return None
+
+
 def _train(kind: str, name: str, start: Path, data: Path, clock: _Clock, **settings: Any) -> Path:
     out = data.parent / f"model-{data.name}"
     with clock.stage(f"train: {name}") as tick:
@@ -166,7 +180,7 @@ def table(demo: Demo) -> list[Any]:
         "control": "the logged agent, tuned on its logged successes only",
         **{f"runs of {r.agent}": f"{r.traces}, {r.searched} failed and searched, {r.improved} with a better branch" for r in demo.rounds},
         "training rows": ", ".join(f"{name} {count}" for name, count in demo.rows.items()),
-        "expected label noise of the pairs": f"{demo.label_noise:.1%}",
+        "expected label noise of the pairs": "no pairs, no DPO" if demo.label_noise is None else f"{demo.label_noise:.1%}",
         "wall time": f"{sum(demo.seconds.values()):.0f} s",
         "everything is in": str(demo.folder),
     }

@@ -43,7 +43,8 @@ def export_sft(
     rows: Harvest[SFTRow] = Harvest()
     if source != "searched":
         rows += logged_rows(traces, min_reward=min_score)
-    if source == "searched" or (source == "both" and store.searches()):
+    ids = {trace.id for trace in traces}
+    if source == "searched" or (source == "both" and any(row.trace in ids for row in store.searches())):
         rows += sft_rows(trees(store, traces, algorithms), min_score=min_score, min_grade=grade)
     return write_dataset(rows, out, tokenizer=_tokenizer(tokenizer), max_length=max_length, split=_split(held_out), seed=seed)
 

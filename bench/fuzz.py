@@ -38,9 +38,10 @@ from bench.fuzzing.checks import Hang, Reader, check, limited, meaning
 from bench.fuzzing.mutations import damaged, mutated
 from bench.fuzzing.samples import Kind, Sample, by_connector, hand_made, real, rendered
 from counterplay.connectors.base import CONNECTORS, Item
-from counterplay.connectors.redaction import Redactor
+from counterplay.connectors.redaction import rules_of
 from counterplay.core.nouns import Trace
 from counterplay.core.store import Store
+from counterplay.reading import Door
 
 MEMORY_KB = 300 << 10
 STORED = 300
@@ -90,7 +91,7 @@ class _Run:
 
     def __init__(self, name: str, samples: list[Sample], seed: int, path: Path) -> None:
         self._name, self._samples, self._seed = name, samples, seed
-        self._connector, self._reader, self._redact = CONNECTORS[name], Reader(path), Redactor(b"salt")
+        self._connector, self._reader, self._redact = CONNECTORS[name], Reader(path), Door(rules=rules_of(), salt=b"salt").opener()
         self._parts = [sample.value for sample in samples if sample.kind != "bytes"] or [{}]
         self._tally = Tally(name)
 

@@ -277,7 +277,7 @@ def _blocks(content: Any) -> list[Any]:
 
 def _said(content: Any) -> list[dict[str, Any]]:
     """The blocks of a message. Raises ValueError where it has no content."""
-    if content is None:
+    if not content:
         msg = "an agent.message without content"
         raise ValueError(msg)
     return [

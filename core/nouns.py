@@ -199,12 +199,18 @@ class ToolSpec:
 
     @property
     def name(self) -> str:
-        return str((self.fields.get("function") or self.fields).get("name") or "")
+        return str(self._definition.get("name") or "")
 
     @property
     def parameters(self) -> Mapping[str, Any]:
         """The JSON schema of the arguments; empty where the source gave none."""
-        return cast("Mapping[str, Any]", (self.fields.get("function") or self.fields).get("parameters") or _NOTHING)
+        found = self._definition.get("parameters")
+        return found if isinstance(found, Mapping) else _NOTHING
+
+    @property
+    def _definition(self) -> Mapping[str, Any]:
+        found = self.fields.get("function")
+        return found if isinstance(found, Mapping) else self.fields
 
 
 @dataclass(frozen=True)

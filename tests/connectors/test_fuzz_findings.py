@@ -18,7 +18,7 @@ from counterplay.connectors.normalise import message_of
 from counterplay.connectors.spans.readings import Reading, SpanTree
 from counterplay.connectors.spans.span import Span
 from counterplay.core.errors import SourceError
-from counterplay.core.nouns import Trace
+from counterplay.core.nouns import ToolSpec, Trace
 from counterplay.core.records import Rejected
 
 SAMPLES = Path(__file__).parent / "samples"
@@ -229,3 +229,19 @@ async def test_a_message_on_a_line_of_an_unknown_type_is_named(tmp_path):
     rows = sample("claude-code/session.jsonl")
     items = await read("claude-code", lines(tmp_path / "x", [*rows, {**rows[1], "uuid": "x", "type": "mystery", "sessionId": "other"}]))
     assert [item.line for item in items if isinstance(item, Rejected)] == [len(rows) + 1]
+
+
+def test_a_tool_whose_function_is_a_text_has_no_schema():
+    tool = ToolSpec.from_openai({"type": "function", "function": "get", "name": "get"})
+    assert (tool.name, dict(tool.parameters)) == ("get", {})
+    assert dict(ToolSpec.from_openai({"function": {"name": "f", "parameters": "none"}}).parameters) == {}
+
+
+async def test_an_agent_message_that_says_nothing_is_named(tmp_path):
+    rows = [
+        {"id": "e1", "type": "user.message", "content": [{"type": "text", "text": "hi"}]},
+        {"id": "e2", "type": "agent.message", "content": [{"type": "text", "text": "hello"}]},
+        {"id": "e3", "type": "agent.message", "content": []},
+    ]
+    items = await read("managed-agents", lines(tmp_path / "x", rows))
+    assert sum(isinstance(item, Rejected) for item in items) == 1

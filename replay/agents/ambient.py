@@ -1,0 +1,132 @@
+"""The one place where an agent's model calls and tool calls are seen, and may be answered, whatever library makes them.
+
+Transports, chat models and decorated tools ask `current()` for the interceptor of their run. A recorder only watches; a
+replayer answers. The interceptor travels in a context variable, so that runs side by side never mix; a thread that was
+started without the context belongs to the one active run, where there is only one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, Protocol, TypeAlias
+
+from counterplay.core.effects import EXTERNAL, Effect
+from counterplay.core.nouns import parse_json_object
+
+Api: TypeAlias = Literal["chat", "responses", "messages", "other"]
+"""OpenAI Chat Completions, OpenAI Responses, Anthropic Messages; anything else that a model server offers, embeddings for one."""
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """One request to a model as it leaves the agent. `body` is the exact bytes; a chat model that runs in the
+    process is shown as a Chat Completions request. `attempt` counts a client's own retries of one request, from 0.
+    """
+
+    api: Api
+    body: bytes
+    url: str = ""
+    attempt: int = 0
+
+    @cached_property
+    def fields(self) -> Mapping[str, Any]:
+        """The JSON object of the body; empty where it is none."""
+        return parse_json_object(self.body.decode(errors="replace")) or {}
+
+    @property
+    def stream(self) -> bool:
+        return self.fields.get("stream") is True
+
+
+@dataclass(frozen=True)
+class ModelAnswer:
+    """What a model server answered. `body` is the exact bytes: JSON, or the server-sent events of a streamed answer.
+
+    `error` names a failure to get any answer; `status` is then 0. Times are in seconds from the request; None is unknown.
+    """
+
+    body: bytes = b""
+    status: int = 200
+    content_type: str = "application/json"
+    started_at_us: int | None = None
+    latency_s: float | None = None
+    first_token_s: float | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class ToolRequest:
+    """One call of a tool's function, about to be executed. `arguments` are plain JSON data by parameter name."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    effect: Effect = EXTERNAL
+
+
+@dataclass(frozen=True)
+class ToolAnswer:
+    """What a tool gave: `value` as plain JSON data, or the `error` it raised, as `Type: message`.
+
+    `replayable` is False where the value is no JSON data and only its text is kept.
+    """
+
+    value: Any = None
+    error: str | None = None
+    replayable: bool = True
+    started_at_us: int | None = None
+    latency_s: float | None = None
+
+
+class Interceptor(Protocol):
+    """Sees every call of one run. The first of each pair may answer in place of the real thing; None lets it happen."""
+
+    def model(self, request: ModelRequest) -> ModelAnswer | None: ...
+    def model_answered(self, request: ModelRequest, answer: ModelAnswer) -> None: ...
+    def tool(self, request: ToolRequest) -> ToolAnswer | None: ...
+    def tool_answered(self, request: ToolRequest, answer: ToolAnswer) -> None: ...
+
+
+class Interruption(BaseException):
+    """Ends an agent's code from inside a call. Not an `Exception`, so that an agent that catches those does not swallow it."""
+
+
+@dataclass
+class _Active:
+    """Every run in progress in this process."""
+
+    interceptors: list[Interceptor] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+_ACTIVE = _Active()
+_CURRENT: ContextVar[Interceptor | None] = ContextVar("counterplay_interceptor", default=None)
+
+
+def current() -> Interceptor | None:
+    """The interceptor of the run this code belongs to; None outside of all runs, and where threads make it ambiguous."""
+    interceptors = _ACTIVE.interceptors
+    if not interceptors:
+        return None
+    found = _CURRENT.get()
+    if found is not None:
+        return found if found in interceptors else None
+    return interceptors[0] if len(interceptors) == 1 else None
+
+
+@contextmanager
+def intercepting(interceptor: Interceptor) -> Iterator[None]:
+    """Show every call made in this block, and in the tasks and threads it starts, to `interceptor`."""
+    with _ACTIVE.lock:
+        _ACTIVE.interceptors.append(interceptor)
+    token = _CURRENT.set(interceptor)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+        with _ACTIVE.lock:
+            _ACTIVE.interceptors.remove(interceptor)

@@ -1,0 +1,197 @@
+"""Replay, localisation, search and evaluation."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from counterplay import console
+from counterplay.commands.options import (
+    DEFAULT_STORE,
+    Agent,
+    AllowExternal,
+    AsJson,
+    BaseUrl,
+    EnvironmentSpec,
+    ExtraBody,
+    Limit,
+    MaxSteps,
+    MaxTokens,
+    PolicySpec,
+    Price,
+    Seed,
+    StoreFile,
+    Temperature,
+    TraceIds,
+    VerifierSpecs,
+    app,
+    bounded,
+    some,
+)
+
+
+@app.command()
+@bounded
+def replay(
+    environment: EnvironmentSpec = "recorded",
+    store: StoreFile = DEFAULT_STORE,
+    trace: TraceIds = None,
+    agent: Agent = None,
+    limit: Limit = None,
+    check: Annotated[bool, typer.Option("--check", help="Exit 1 where an observation or an outcome differs.")] = False,
+    allow_external: AllowExternal = None,
+    as_json: AsJson = False,
+) -> None:
+    """Re-enact logged traces in an environment and compare every observation and outcome."""
+    from counterplay import loop, parts, views
+
+    asked = parts.Asked(environment=environment, allow_external=frozenset(allow_external or ()))
+    with loop.opened(store, read_only=True) as opened:
+        chosen = loop.select(opened, trace_ids=trace, which="all", agent=agent, limit=limit)
+        some(chosen, store)
+        with console.ticking("re-enacting", len(chosen), quiet=as_json) as tick:
+            report = asyncio.run(loop.replay(chosen, asked, on_trace=tick.advance))
+    console.emit({**console.plain(report), "faithful": report.faithful}, as_json=as_json, human=views.replayed(report))
+    if check and not report.faithful:
+        raise typer.Exit(1)
+
+
+@app.command()
+@bounded
+def localise(
+    policy: PolicySpec = "",
+    environment: EnvironmentSpec = "recorded",
+    verifier: VerifierSpecs = None,
+    store: StoreFile = DEFAULT_STORE,
+    method: Annotated[
+        str, typer.Option("--method", help="drop: where a process verifier's value falls; bisect: Bayesian, by rollouts.")
+    ] = "drop",
+    trace: TraceIds = None,
+    which: Annotated[str, typer.Option("--select", help="failed, succeeded or all.")] = "failed",
+    agent: Agent = None,
+    limit: Limit = None,
+    budget: Annotated[str, typer.Option("--budget", help="e.g. model_calls=400,usd=5,seconds=600; for all traces together.")] = "",
+    base_url: BaseUrl = None,
+    temperature: Temperature = 1.0,
+    max_tokens: MaxTokens = None,
+    seed: Seed = 0,
+    max_steps: MaxSteps = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the step at which each failed trace went wrong."""
+    from counterplay import loop, parts, views
+
+    asked = parts.Asked(policy, environment, tuple(verifier or ()), base_url, temperature, max_tokens, seed, max_steps)
+    with loop.opened(store) as opened:
+        chosen = loop.select(opened, trace_ids=trace, which=which, agent=agent, limit=limit)
+        some(chosen, store)
+        with console.ticking("localising", len(chosen), quiet=as_json) as tick:
+            report = asyncio.run(loop.localise(opened, chosen, asked, method=method, budget=budget, on_trace=tick.advance))
+    console.emit(report, as_json=as_json, human=views.localised(report))
+
+
+@app.command()
+@bounded
+def search(
+    name: Annotated[
+        str, typer.Option("--search", help="best_of_n, beam, mcts, fork_best_of_n, repair, greedy, rollout; or stitch: log-only, no model.")
+    ] = "fork_best_of_n",
+    policy: PolicySpec = "",
+    environment: EnvironmentSpec = "recorded",
+    verifier: VerifierSpecs = None,
+    store: StoreFile = DEFAULT_STORE,
+    option: Annotated[list[str] | None, typer.Option("--option", help="An option of the algorithm, key=value; see docs/papers.md.")] = None,
+    fork: Annotated[
+        str,
+        typer.Option(
+            "--fork", help="Where searches that go on from a state begin: start, pivot (where a verifier's value drops), or a step."
+        ),
+    ] = "pivot",
+    trace: TraceIds = None,
+    which: Annotated[str, typer.Option("--select", help="failed, succeeded or all; failed, and for stitch all, where not given.")] = "",
+    agent: Agent = None,
+    limit: Limit = None,
+    budget: Annotated[str, typer.Option("--budget", help="e.g. model_calls=400,usd=5,seconds=600; for all traces together.")] = "",
+    trace_budget: Annotated[str, typer.Option("--trace-budget", help="The same for each trace; without it, an even share.")] = "",
+    concurrency: Annotated[int, typer.Option("--concurrency", help="Traces searched at once.")] = 64,
+    base_url: BaseUrl = None,
+    temperature: Temperature = 1.0,
+    max_tokens: MaxTokens = None,
+    seed: Seed = 0,
+    max_steps: MaxSteps = None,
+    allow_external: Annotated[
+        list[str] | None, typer.Option("--allow-external", help="A tool with external effect that may really be called.")
+    ] = None,
+    price: Price = None,
+    extra_body: ExtraBody = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search what else the agent could have done. Killed and run again, it goes on where it stopped."""
+    from counterplay import loop, parts, searching
+    from counterplay.plan import Plan
+
+    asked = parts.Asked(
+        policy,
+        environment,
+        tuple(verifier or ()),
+        base_url,
+        temperature,
+        max_tokens,
+        seed,
+        max_steps,
+        frozenset(allow_external or ()),
+        parts.price_from(price),
+        parts.json_object(extra_body, "--extra-body"),
+    )
+    how = Plan.parse(name, option or [], fork=fork, budget=budget, trace_budget=trace_budget, concurrency=concurrency)
+    with loop.opened(store) as opened:
+        chosen = loop.select(opened, trace_ids=trace, which=which or ("all" if name == "stitch" else "failed"), agent=agent, limit=limit)
+        some(chosen, store)
+        with console.ticking("searching", len(chosen), quiet=as_json) as tick:
+            report = asyncio.run(searching.search(opened, chosen, asked, how, on_trace=tick.advance))
+    console.emit(report, as_json=as_json)
+    if not report.searches or not (report.used or report.resumed or name == "stitch"):
+        raise typer.Exit(1)
+
+
+@app.command()
+@bounded
+def evaluate(
+    policy: Annotated[list[str], typer.Option("--policy", help="Policies to compare; the first is the baseline. NAME=SPEC names one.")],
+    environment: Annotated[str, typer.Option("--environment", help="module:attr, a factory of worlds by task.")],
+    tasks: Annotated[
+        str,
+        typer.Option("--tasks", help="A file with one task a line, or module:attr[:SPLIT:N], a list or a function of split and number."),
+    ],
+    base_url: BaseUrl = None,
+    temperature: Temperature = 0.0,
+    max_tokens: MaxTokens = None,
+    seed: Seed = 0,
+    max_steps: Annotated[int, typer.Option("--max-steps", help="Model calls a task may take.")] = 100,
+    concurrency: Annotated[int, typer.Option("--concurrency", help="Tasks played at once.")] = 512,
+    as_json: AsJson = False,
+) -> None:
+    """Play the same held-out tasks with several policies and compare them, task by task, with 95 % intervals."""
+    from counterplay import evaluation
+
+    named = evaluation.named_policies(policy)
+    asked = evaluation.tasks_from_spec(tasks)
+    with console.ticking("playing", len(named) * len(asked), quiet=as_json) as tick:
+        report = asyncio.run(
+            evaluation.evaluate(
+                named,
+                environment,
+                asked,
+                base_url=base_url,
+                temperature=temperature,
+                max_tokens=max_tokens,
+                seed=seed,
+                max_steps=max_steps,
+                concurrency=concurrency,
+                on_task=tick.advance,
+            )
+        )
+    shown = {**console.plain(report.report), "unplayed": dict(report.unplayed)}
+    console.emit(shown, as_json=as_json, human=evaluation.tables(report))

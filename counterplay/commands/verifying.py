@@ -1,0 +1,57 @@
+"""Verifiers: what there is, and whether one is fit for use."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from counterplay import console
+from counterplay.commands.options import (
+    DEFAULT_STORE,
+    AsJson,
+    StoreFile,
+    bounded,
+    group,
+)
+from counterplay.core.errors import UserError
+
+verifiers_app = group("verifiers", "Verifiers: what there is, and whether one is fit for use.")
+
+
+@verifiers_app.command("list")
+@bounded
+def verifiers_list(as_json: AsJson = False) -> None:
+    """Every verifier that can be given by name."""
+    from counterplay.verifiers.registry import available
+
+    found = available()
+    human = console.table("verifiers", ["name", "target", "origin"], [(v.name, v.target, v.origin) for v in found])
+    console.emit({"verifiers": found}, as_json=as_json, human=human)
+
+
+@verifiers_app.command("check")
+@bounded
+def verifiers_check(
+    name: Annotated[str, typer.Argument(help="NAME or module:attr.")],
+    store: StoreFile = DEFAULT_STORE,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Logged traces to ask it about.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a verifier about logged traces and prefixes of them: does it answer, in range, the same each time, and tell good from bad?"""
+    from counterplay import loop
+    from counterplay.verifiers.check import check
+    from counterplay.verifiers.registry import load
+
+    verifier = load(name)
+    with loop.opened(store, read_only=True) as opened:
+        trajectories = [trace.trajectory for trace in loop.select(opened, limit=limit)]
+    if not trajectories:
+        raise UserError(
+            f"got a store without traces: {store}", "at least one", f"Take some in first: counterplay ingest LOGS --store {store}"
+        )
+    report = asyncio.run(check(verifier, trajectories))
+    console.emit(report, as_json=as_json)
+    if report.problems:
+        raise typer.Exit(1)

@@ -2,7 +2,8 @@
 
 A trace that is held already adds nothing. One with a known id and other content becomes a new revision; the earlier ones are
 kept. The last revision taken in is the current one, unless it says less than the one that was current, which then stays: only its
-beginning (an older snapshot of the same run), or the same without what its calls cost or used (the log of another tool).
+beginning (an older snapshot of the same run, its last message perhaps half written), or the same without what its calls cost or
+used (the log of another tool).
 """
 
 from __future__ import annotations
@@ -152,18 +153,25 @@ def _numbers(connection: DuckDBPyConnection) -> tuple[int, int]:
 
 
 def _says_less(connection: DuckDBPyConnection, draft: TraceDraft) -> bool:
-    """Whether the current revision says all this one says in its main trajectory, and more there or about its calls."""
-    query = f"""SELECT t.id, c.calls, c.cost_usd, c.input_tokens + c.output_tokens AS tokens, {hex_key("s.key")} AS root,
-        {hex_key("n.key")} AS key FROM trace c
+    """Whether the current revision says all this one says in its main trajectory, and more there or about its calls.
+
+    The last message of an older snapshot may have been half written, so it need not be among those of the current one.
+    """
+    query = f"""SELECT t.id, c.calls, c.cost_usd, c.input_tokens + c.output_tokens AS tokens, c.ended_at_us,
+        {hex_key("s.key")} AS root, {hex_key("n.key")} AS key FROM trace c
         JOIN trajectory t ON t.trace_number = c.number AND t.ordinal = 0 JOIN toolset s ON s.id = t.toolset
         LEFT JOIN path p ON p.trajectory = t.number LEFT JOIN node n ON n.id = p.node
         WHERE c.current AND c.id = ? ORDER BY p.depth"""  # noqa: S608
     rows = records(connection, query, [shelved(draft.trace.id)])
-    keys = [rows[0]["root"], *(row["key"] for row in rows if row["key"] is not None)]
-    if draft.trajectories[0].tip != keys[-1]:
-        return draft.trajectories[0].tip in keys
-    held, new = rows[0], summary_row(draft.trace)
-    known = (held["calls"], held["cost_usd"] is not None, held["tokens"])
+    main, new = draft.trajectories[0], summary_row(draft.trace)
+    held = [row["key"] for row in rows if row["key"] is not None]
+    if rows[0]["root"] != main.trajectory.root_key or held[: max(len(main.keys) - 1, 0)] != main.keys[:-1]:
+        return False
+    if len(held) != len(main.keys):
+        return len(held) > len(main.keys)
+    if held != main.keys:
+        return (rows[0]["ended_at_us"] or 0) > (draft.trace.ended_at_us or 0)
+    known = (rows[0]["calls"], rows[0]["cost_usd"] is not None, rows[0]["tokens"])
     return (new["calls"], new["cost_usd"] is not None, new["input_tokens"] + new["output_tokens"]) < known
 
 

@@ -128,6 +128,8 @@ def _take(row: Any, place: Place, all_known: _Known, shared: Shared) -> str:
         all_known.comments.setdefault(about, []).append((row, place))
         return ""
     plain = {key: _plain(value) if key in _JSON_FIELDS else value for key, value in row.items()}
+    if not isinstance(plain.get("span_attributes"), dict | None):
+        return "a Braintrust row whose span_attributes, which say what it is, are no object"
     if isinstance(plain.get("scores"), dict) and row.get("_audit_source"):
         plain[SCORED_BY] = dict.fromkeys(plain["scores"], row["_audit_source"])
     known = rows.get(own)

@@ -245,3 +245,9 @@ async def test_an_agent_message_that_says_nothing_is_named(tmp_path):
     ]
     items = await read("managed-agents", lines(tmp_path / "x", rows))
     assert sum(isinstance(item, Rejected) for item in items) == 1
+
+
+async def test_a_braintrust_row_of_no_known_kind_is_named(tmp_path):
+    rows = [{"id": "r1", "span_id": "s1", "root_span_id": "s1", "span_parents": None, "span_attributes": 5, "input": "x", "output": "y"}]
+    (item,) = await read("braintrust", lines(tmp_path / "x", rows))
+    assert isinstance(item, Rejected) and "span_attributes" in item.reason

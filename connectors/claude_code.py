@@ -91,7 +91,7 @@ class _Book:
         if kind in _SPOKEN:
             self._speak(entry, place, uuid or f"line {place}", session)
             return
-        if facts.record(row.get("message")).get("role") in _SPOKEN:
+        if facts.record(row.get("message")).keys() >= {"role", "content"}:
             self._rejected.append(entry.reject(f"a message on a line of the type {kind!r}, wanted {' or '.join(_SPOKEN)}"))
             return
         if kind == "summary":

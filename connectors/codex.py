@@ -209,6 +209,9 @@ class _Session:
             self._times.append(at)
         match kind:
             case "session_meta":
+                if not payload:
+                    msg = "a session_meta that says nothing"
+                    raise ValueError(msg)
                 self._notes["session headers of sessions that this one is a copy of"] += bool(self._meta)
                 self._meta = self._meta or payload
                 if not self._log and not self._given and self._instructions:

@@ -26,7 +26,7 @@ class Half:
 def half_of(row: Mapping[str, Any]) -> Half | None:
     """What half of a call a record is; None where it is none."""
     own = facts.word(row.get("custom_id"))
-    if own is not None and ("response" in row or "result" in row):
+    if own is not None and ("response" in row or isinstance(row.get("result"), dict)):
         return Half(f"batch {own}", asks=False)
     if own is not None and ("body" in row or "params" in row):
         return Half(f"batch {own}", asks=True) if request_of(row) is not None else None

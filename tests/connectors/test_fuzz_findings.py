@@ -12,6 +12,7 @@ import pytest
 from bench.fuzzing.checks import check
 from counterplay.connectors import facts, mlflow, toolbench
 from counterplay.connectors.base import CONNECTORS
+from counterplay.connectors.chat.halves import half_of
 from counterplay.connectors.messages import responses
 from counterplay.connectors.messages.openai import usage_of
 from counterplay.connectors.normalise import message_of
@@ -251,3 +252,22 @@ async def test_a_braintrust_row_of_no_known_kind_is_named(tmp_path):
     rows = [{"id": "r1", "span_id": "s1", "root_span_id": "s1", "span_parents": None, "span_attributes": 5, "input": "x", "output": "y"}]
     (item,) = await read("braintrust", lines(tmp_path / "x", rows))
     assert isinstance(item, Rejected) and "span_attributes" in item.reason
+
+
+async def test_a_message_whose_line_and_role_are_both_unknown_is_named(tmp_path):
+    rows = sample("claude-code/session.jsonl")
+    damaged = {**rows[1], "uuid": "x", "type": "mystery", "message": {"role": "fix it", "content": "user"}}
+    items = await read("claude-code", lines(tmp_path / "x", [*rows, damaged]))
+    assert [item.line for item in items if isinstance(item, Rejected)] == [len(rows) + 1]
+
+
+async def test_a_codex_header_that_says_nothing_is_named(tmp_path):
+    said = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}]}
+    answer = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "hello"}]}
+    rows = [{"type": "session_meta", "payload": {}}, *({"type": "response_item", "payload": item} for item in (said, answer))]
+    items = await read("codex", lines(tmp_path / "x", rows))
+    assert [item.line for item in items if isinstance(item, Rejected)] == [1]
+
+
+def test_a_batch_result_that_is_no_object_is_no_answer():
+    assert half_of({"custom_id": "x", "result": [{"type": "succeeded"}]}) is None

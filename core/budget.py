@@ -25,6 +25,10 @@ class Amounts:
     tool_calls: float | None = None
     seconds: float | None = None
 
+    def __add__(self, other: Amounts) -> Amounts:
+        """What was used in all; None counts as nothing."""
+        return Amounts(*((getattr(self, kind.name) or 0) + (getattr(other, kind.name) or 0) for kind in fields(self)))
+
 
 KINDS = tuple(f.name for f in fields(Amounts))
 _ZERO = Amounts(0, 0, 0, 0, 0, 0)

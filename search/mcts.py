@@ -40,6 +40,7 @@ async def mcts(
     root_dirichlet_alpha: float = 0.3,
     root_exploration_fraction: float = 0.25,
     rollouts: Literal["unscored", "always"] = "unscored",
+    confidence: float = 0.0,
     max_steps: int = 100,
     concurrency: int = 64,
     seed: int = 0,
@@ -50,9 +51,12 @@ async def mcts(
     A node is expanded (`num_actions` draws of the policy) when it is selected, and only the action then selected in it is
     executed. A new node's value is the verifier's; where the verifier has none on an unfinished trajectory, or `rollouts` is
     "always", it is that of the end of one line of play. N(parent) = sum N(children) + evaluations of the parent itself.
+    `confidence` is RAP's a: a value counts as v^(1 - a) P^a, P being the prior of the new node's action.
     """
     if selection not in _RULES:
         raise UserError(f"got selection {selection!r}", "puct or uct")
+    if not 0 <= confidence <= 1:
+        raise UserError(f"got confidence {confidence}", "a number in [0, 1]")
     if rollouts not in ("unscored", "always"):
         raise UserError(f"got rollouts {rollouts!r}", "unscored or always")
     config = {
@@ -66,6 +70,7 @@ async def mcts(
         "root_dirichlet_alpha": root_dirichlet_alpha,
         "root_exploration_fraction": root_exploration_fraction,
         "rollouts": rollouts,
+        **({"confidence": confidence} if confidence else {}),
         "max_steps": max_steps,
         "seed": seed,
     }
@@ -82,7 +87,7 @@ async def mcts(
         await expand(engine, tree, edges, wave, num_actions=num_actions, rule=rule, noise=noise)
         await evaluate(engine, tree, wave, rollouts)
         for simulation in wave:
-            backup(simulation)
+            backup(simulation, confidence)
         engine.after_wave(tree)
     return engine.finish(tree, f"{simulations} simulations")
 
@@ -185,7 +190,7 @@ def select(root: Node, edges: Edges, rule: Rule, virtual: int = 0) -> tuple[Simu
 
 
 async def expand(
-    engine: Engine, tree: SearchTree, edges: Edges, wave: Sequence[Simulation], *, num_actions: int, rule: Rule, noise: _Noise
+    engine: Engine, tree: SearchTree, edges: Edges, wave: Sequence[Simulation], *, num_actions: int, rule: Rule, noise: _Noise | None
 ) -> None:
     """Draw actions at the nodes not yet expanded, then execute, for each simulation, the action it has selected."""
     opening = [s for s in wave if s.node.index not in edges and not s.node.finished]
@@ -194,7 +199,7 @@ async def expand(
         if not answer and engine.exhausted:
             continue
         edges[s.node.index] = here = merge_edges(s.node, answer)
-        if s.node is tree.root:
+        if noise is not None and s.node is tree.root:
             noise.mix(here)
         if here:
             edge = rule(here, s.node.visits)
@@ -254,8 +259,8 @@ async def evaluate(engine: Engine, tree: SearchTree, wave: Sequence[Simulation],
         s.end = end
 
 
-def backup(simulation: Simulation) -> None:
-    """N += 1, W += v from the end to the root, and the virtual losses of the path taken back.
+def backup(simulation: Simulation, confidence: float = 0.0) -> None:
+    """N += 1, W += v^(1 - a) P^a from the end to the root, and the virtual losses of the path taken back.
 
     Where no value was found the visit is not counted, and the virtual losses stay, so that selection moves on.
     """
@@ -263,7 +268,10 @@ def backup(simulation: Simulation) -> None:
         return
     for edge in simulation.path:
         edge.virtual -= 1
-    simulation.end.backup(simulation.end.score.value)
+    value = simulation.end.score.value
+    if confidence and simulation.path:
+        value = value ** (1 - confidence) * simulation.path[-1].prior ** confidence
+    simulation.end.backup(value)
 
 
 @dataclass(slots=True)

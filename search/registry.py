@@ -10,13 +10,24 @@ from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from counterplay.core.errors import UserError
+from counterplay.search.archive import archive
 from counterplay.search.beam import beam
+from counterplay.search.best_first import best_first
 from counterplay.search.best_of_n import best_of_n
+from counterplay.search.dvts import dvts
 from counterplay.search.fork import fork_best_of_n
+from counterplay.search.gumbel import gumbel
+from counterplay.search.lats import lats
 from counterplay.search.mcts import mcts
+from counterplay.search.mcts_star import mcts_star
+from counterplay.search.particles import particle_filter
+from counterplay.search.rebase import rebase
+from counterplay.search.receding import receding_horizon
 from counterplay.search.repair import repair
 from counterplay.search.rollout import greedy, rollout
+from counterplay.search.tot import depth_first
 from counterplay.search.tree import SearchTree
+from counterplay.search.vote import self_consistency
 
 SearchFunction: TypeAlias = Callable[..., Awaitable[SearchTree]]
 """async (state, policy, environment, verifier, budget, *, seed=0, concurrency=64, on_wave=None, ...) -> SearchTree"""
@@ -25,14 +36,28 @@ SEARCHES: Mapping[str, SearchFunction] = MappingProxyType(
     {
         "rollout": rollout,
         "greedy": greedy,
+        "self_consistency": self_consistency,
         "best_of_n": best_of_n,
+        "archive": archive,
         "beam": beam,
+        "dvts": dvts,
+        "rebase": rebase,
+        "particle_filter": particle_filter,
+        "best_first": best_first,
+        "depth_first": depth_first,
         "mcts": mcts,
+        "mcts_star": mcts_star,
+        "gumbel": gumbel,
+        "lats": lats,
+        "receding_horizon": receding_horizon,
         "fork_best_of_n": fork_best_of_n,
         "repair": repair,
     }
 )
 """Every search that plays. `stitch.stitch`, which merges logged runs, has another shape: many trajectories, no policy."""
+
+_OBJECTS = frozenset({"on_wave", "reflect", "world_model"})
+"""Options that are no text: they can be given in Python alone."""
 
 LOGGED = frozenset({"fork_best_of_n", "repair"})
 """The searches whose state is a whole logged run, not a prefix to go on from."""
@@ -49,9 +74,9 @@ class Option:
 
 
 def options(search: Callable[..., Any]) -> dict[str, Option]:
-    """The keyword options of a search, in the order of its signature, without `on_wave`."""
+    """The keyword options of a search that can be written as text, in the order of its signature."""
     hints = get_type_hints(search)
-    keywords = [p for p in inspect.signature(search).parameters.values() if p.kind is p.KEYWORD_ONLY and p.name != "on_wave"]
+    keywords = [p for p in inspect.signature(search).parameters.values() if p.kind is p.KEYWORD_ONLY and p.name not in _OBJECTS]
     return {p.name: Option(p.name, _kind(hints[p.name]), p.default, hints[p.name]) for p in keywords}
 
 

@@ -32,6 +32,8 @@ async def logged_run(game: Game, line: tuple[str, ...] = ("plan", "read", "skim"
 async def run(name: str, game: Game, *, verifier=None, budget=None, policy=None, **options) -> SearchTree:
     state = await logged_run(game, first_line(game)) if name in LOGGED else start()
     policy = policy or Sampler(game)
+    if name == "receding_horizon":
+        options.setdefault("world_model", Game(game.tree, jitter=game.jitter))
     return await SEARCHES[name](state, policy, game, verifier or game.outcome, budget or Budget(), **{**SMALL.get(name, {}), **options})
 
 
@@ -297,7 +299,8 @@ async def test_budgets_are_never_exceeded(name, seed):
         policy.estimate = lambda _state, n: Usage(7 * n, 7 * n)
         limit = generator.randint(0, 60)
         budget = Budget.of(**{kind: limit})
-        tree = await run(name, game, policy=policy, budget=budget, on_wave=within(budget))
+        planning = {"world_model": None} if name == "receding_horizon" else {}
+        tree = await run(name, game, policy=policy, budget=budget, on_wave=within(budget), **planning)
         used = getattr(budget.used, kind)
         assert used <= limit
         assert getattr(tree.used, kind) == used

@@ -1,0 +1,93 @@
+"""Archive branching: half of the lines start afresh, half branch from a rare state of the lines already played.
+
+"SWE-Replay" (2026): no value model is needed, for novelty says where to branch; after Ecoffet et al. 2021, "First return, then
+explore" (Go-Explore), whose archive returns to states that were seldom visited.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+
+from counterplay.core.budget import Budget
+from counterplay.core.canonical import content_key
+from counterplay.core.errors import UserError
+from counterplay.core.nouns import State
+from counterplay.core.protocols import Environment, Policy, Verifier
+from counterplay.search.engine import Engine, OnWave
+from counterplay.search.rollout import play_out, score_lines
+from counterplay.search.tree import Node, SearchTree
+
+
+async def archive(
+    state: State,
+    policy: Policy,
+    environment: Environment,
+    verifier: Verifier,
+    budget: Budget,
+    *,
+    num_lines: int = 16,
+    wave_size: int = 4,
+    explore: float = 0.5,
+    min_score: float = 0.0,
+    window: int = 2,
+    max_steps: int = 100,
+    concurrency: int = 64,
+    seed: int = 0,
+    on_wave: OnWave | None = None,
+) -> SearchTree:
+    """Play `num_lines` lines, `wave_size` at a time; each from the root with probability p = `explore`, else from a state of the archive.
+
+    The archive holds the states before every step of the lines so far, without those that failed or scored below `min_score`. States
+    are grouped by what was done last: the names of the tools of the last `window` actions. A group is drawn with a weight of
+    1 / its visits, a state in it evenly. N of a node counts the lines through it that began at or above it, W sums their scores.
+    """
+    if num_lines < 1 or wave_size < 1 or not 0 <= explore <= 1:
+        raise UserError(f"got {num_lines=}, {wave_size=}, {explore=}", "at least 1 of each and a probability")
+    config = {
+        "num_lines": num_lines,
+        "wave_size": wave_size,
+        "explore": explore,
+        "min_score": min_score,
+        "window": window,
+        "max_steps": max_steps,
+        "seed": seed,
+    }
+    tree = SearchTree.start(state, "archive", config)
+    engine = Engine(policy, environment, verifier, budget, concurrency=concurrency, max_steps=max_steps, on_wave=on_wave)
+    generator, ends, begun = random.Random(seed), list[Node](), 0
+    while begun < num_lines and engine.running(tree) and not tree.root.finished:
+        known = states(ends, min_score)
+        wave = min(wave_size, num_lines - begun)
+        starts = [tree.root if not known or generator.random() < explore else rare(known, window, generator) for _ in range(wave)]
+        begun += len(starts)
+        played = await play_out(engine, tree, starts)
+        await score_lines(engine, list(zip(starts, played, strict=True)))
+        ends += [end for end in played if end.finished]
+    return engine.finish(tree, f"{begun} lines ended")
+
+
+def states(ends: Sequence[Node], min_score: float) -> list[Node]:
+    """Where lines may branch: each state before a step of a line that neither failed nor scored below `min_score`, once, in order."""
+    good = [end for end in ends if (end.step is None or end.step.error is None) and (end.score is None or end.score.value >= min_score)]
+    return list({node.index: node for end in good for node in end.path()[1:-1]}.values())
+
+
+def rare(known: Sequence[Node], window: int, generator: random.Random) -> Node:
+    """A state drawn by the rarity of its group: groups by 1 / visits, then evenly inside."""
+    groups: dict[str, list[Node]] = {}
+    visits: Counter[str] = Counter()
+    for node in known:
+        group = abstraction(node.state, window)
+        groups.setdefault(group, []).append(node)
+        visits[group] += max(1, node.draws)
+    names = list(groups)
+    (chosen,) = generator.choices(names, [1 / visits[name] for name in names])
+    return generator.choice(groups[chosen])
+
+
+def abstraction(state: State, window: int) -> str:
+    """What a state is taken for: the names of the tools that the last `window` actions called."""
+    last = state.steps[-window:] if window else ()
+    return content_key(*("+".join(call.name for call in step.action.tool_calls) or "say" for step in last))

@@ -144,7 +144,7 @@ class _Run:
         if which is None or kind not in ("lines", "document") or not isinstance(records, list) or len(records) < 2:
             return
         others = records[:which] + records[which + 1 :]
-        if records[which] in others or not re.search(_TELLING.get(self._name, ""), json.dumps(records[which])):
+        if records[which] in others or not re.search(_TELLING.get(self._name, ""), json.dumps(_about(self._name, records[which]))):
             return
         if meaning(items) != self._meaning(kind, others):
             return
@@ -228,6 +228,13 @@ def _copy(value: Any) -> Any:
     return [_copy(inner) for inner in value] if isinstance(value, list) else value
 
 
+def _about(connector: str, record: Any) -> Any:
+    """The part of a record that says what it is."""
+    if connector not in _TOP or not isinstance(record, dict):
+        return record
+    return {name: value for name, value in record.items() if not isinstance(value, dict | list)}
+
+
 def tells(connector: str, data: bytes) -> bool:
     """Whether a file holds more than what its format passes over: nothing at all, an export without spans, a header without rows."""
     if data[:2] == b"\x1f\x8b":
@@ -238,11 +245,18 @@ def tells(connector: str, data: bytes) -> bool:
     return re.search(_SAYS.get(connector, r"[^\s\ufeff]"), data.decode(errors="replace")) is not None
 
 
-_SAYS = {"otlp": r"[tT]race_?[iI]d|[sS]pan_?[iI]d", "bfcl": r'"(result|inference_log|valid)"'}
+_SAYS = {
+    "mini-swe-agent": r"[^\s\[\]{}]",
+    "langsmith": r"[^\s\[\]{}:,]{12}",
+    "otlp": r"[tT]race_?[iI]d|[sS]pan_?[iI]d",
+    "bfcl": r'"(result|inference_log|valid)"',
+}
 """What must be in a file of these connectors for it to hold a trace."""
+_TOP = ("langfuse",)
+"""A record of these says what it is at its top level; below may lie another record."""
 _TELLING = {
     "braintrust": r'"type": "llm"',
-    "logfire": r'"(request_data|gen_ai.input.messages|all_messages)"',
+    "logfire": r'"attributes": \{(?!"value": \{).*"(request_data|gen_ai.input.messages|all_messages)"',
     "managed-agents": r'"type": "(agent\.(message|thinking|\w*tool_use)|user\.\w+|session)"',
     "otlp": r"[rR]esource_?[sS]pans|rollout_id",
     "openai-agents": r'"span_data": \{"type": "(generation|response)"',

@@ -207,6 +207,9 @@ class _Session:
             self._given(context, *_blocks(content))
         elif kind == "system.message":
             context.steps.extend(anthropic.messages_of(event.get("content"), []), sampled=False)
+        elif event.get("content"):
+            msg = f"an event of the unknown type {kind!r} that has content"
+            raise ValueError(msg)
 
     def _state(self, kind: str, event: Mapping[str, Any]) -> None:
         reason = facts.record(event.get("stop_reason")).get("type")

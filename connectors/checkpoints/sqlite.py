@@ -29,8 +29,13 @@ class SqliteRows:
             raise SourceError(f"got {path}, an SQLite database without LangGraph's checkpoints table", "a LangGraph checkpoint database")
 
     def threads(self) -> Iterator[str]:
-        for (thread,) in self._rows("SELECT DISTINCT thread_id FROM checkpoints ORDER BY thread_id"):
+        count = 0
+        for count, (thread,) in enumerate(self._rows("SELECT DISTINCT thread_id FROM checkpoints ORDER BY thread_id"), 1):  # noqa: B007
             yield str(thread)
+        if not count:  # a damaged page can pass for an empty table
+            for (found,) in self._rows("PRAGMA quick_check(1)"):
+                if found != "ok":
+                    raise SourceError(f"got {self._path}, a damaged SQLite database ({found})", "a readable one")
 
     def checkpoints(self, thread: str) -> Iterator[Checkpoint]:
         namespace, own, parent, kind, metadata = map(

@@ -251,7 +251,8 @@ async def test_an_agent_message_that_says_nothing_is_named(tmp_path):
 async def test_a_braintrust_row_of_no_known_kind_is_named(tmp_path):
     rows = [{"id": "r1", "span_id": "s1", "root_span_id": "s1", "span_parents": None, "span_attributes": 5, "input": "x", "output": "y"}]
     (item,) = await read("braintrust", lines(tmp_path / "x", rows))
-    assert isinstance(item, Rejected) and "span_attributes" in item.reason
+    assert isinstance(item, Rejected)
+    assert "span_attributes" in item.reason
 
 
 async def test_a_message_whose_line_and_role_are_both_unknown_is_named(tmp_path):
@@ -271,3 +272,24 @@ async def test_a_codex_header_that_says_nothing_is_named(tmp_path):
 
 def test_a_batch_result_that_is_no_object_is_no_answer():
     assert half_of({"custom_id": "x", "result": [{"type": "succeeded"}]}) is None
+
+
+async def test_an_event_of_an_unknown_type_with_content_is_named(tmp_path):
+    rows = sample("managed-agents/session.jsonl")
+    odd = {"id": "odd", "type": "user.cu", "content": [{"type": "text", "text": "a cat"}]}
+    items = await read("managed-agents", lines(tmp_path / "x", [*rows, odd]))
+    assert any(isinstance(item, Rejected) and "user.cu" in item.reason for item in items)
+
+
+async def test_a_damaged_page_does_not_pass_for_an_empty_table(tmp_path):
+    path = tmp_path / "x.sqlite"
+    columns = "thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint, metadata"
+    database(path, f"CREATE TABLE checkpoints ({columns})", "CREATE TABLE writes (thread_id)")
+    data = bytearray(path.read_bytes())
+    data[4096:4104] = b"\x0d\0\0\xff\xff\xff\xff\0"
+    path.write_bytes(data)
+    try:
+        items = [item async for item in CONNECTORS["langgraph"].read(path)]
+    except SourceError:
+        return
+    assert items

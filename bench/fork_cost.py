@@ -1,16 +1,19 @@
-"""What going back costs: a fork at step 45 of 60, by snapshot, by copy, by executing the prefix again, and by the log alone.
+"""What going back costs: a fork at step 45 of 60, by running anew, executing the prefix again, snapshot, copy, or the log alone.
 
     python bench/fork_cost.py [--json]
 
-Each way answers one new action in the state before step 45, in one process, over the same log. Times are medians and are
-given as ratios to executing the prefix again; tool calls are counted in the world. Each tool call does a fixed amount of
-work (a hash over a few kilobytes, well under a millisecond), which is little: real tools make re-execution dearer.
+Each way gets one new action from the policy in the state before step 45 and answers it, in one process, over the same log. Times are
+medians and are given as ratios to executing the prefix again; model calls are counted in the policy, tool calls in the world. A
+model call takes no time here, and each tool call does a fixed amount of work (a hash over a few kilobytes, well under a
+millisecond), which is little: real ones make running and executing again dearer. Below stand what the log alone costs: the fork
+itself, beside a deep copy of the state; 50 recorded steps re-enacted and verified; and a step of a branch that has left the log.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import copy
 import hashlib
 import json
 import statistics
@@ -19,12 +22,15 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from counterplay.core.effects import Effect
-from counterplay.core.nouns import Message, State, ToolCall, ToolSpec
+from counterplay.core.nouns import Message, Proposal, State, Step, ToolCall, ToolSpec
 from counterplay.core.protocols import Environment
+from counterplay.replay.fidelity import check
+from counterplay.replay.fork import fork
 from counterplay.replay.live import LiveEnvironment
 from counterplay.replay.recorded import RecordedEnvironment
 
 FORK, LENGTH, ROUNDS = 45, 60, 30
+STEPS, BRANCH = 50, 100
 TEXT = b"counterplay" * 2000
 
 
@@ -74,35 +80,97 @@ async def logged(environment: LiveEnvironment) -> State:
     return state
 
 
-async def measure(ask: Callable[[int], Awaitable[Any]]) -> tuple[float, float]:
-    """Median seconds and mean tool calls of one fork."""
-    times, before = [], Counting.calls
-    for i in range(ROUNDS):
+class Agent:
+    """A policy that plays the log's actions, then one of its own. `asked` counts its model calls."""
+
+    asked = 0
+
+    def __init__(self, *actions: Message) -> None:
+        self.actions = actions
+
+    async def propose(self, state: State, n: int) -> list[Proposal]:
+        Agent.asked += 1
+        own = self.actions[len(state)] if len(state) < len(self.actions) else bump(1000 + Agent.asked)
+        return [Proposal(own)] * n
+
+    async def act(self, environment: Environment, state: State) -> State:
+        return state.extend(await environment.step(state, (await self.propose(state, 1))[0].action))
+
+
+async def measure(way: str, ask: Callable[[], Awaitable[Any]], times: int = 1) -> dict[str, Any]:
+    """One row: median seconds, and mean model and tool calls, of doing it once. `times` are done in each round."""
+    seconds, tools, models = [], Counting.calls, Agent.asked
+    for _ in range(ROUNDS):
         start = time.perf_counter()
-        await ask(i)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times), (Counting.calls - before) / ROUNDS
+        for _ in range(times):
+            await ask()
+        seconds.append((time.perf_counter() - start) / times)
+    rounds = ROUNDS * times
+    counted = {"model_calls": (Agent.asked - models) / rounds, "tool_calls": (Counting.calls - tools) / rounds}
+    return {"way": way, **counted, "seconds": statistics.median(seconds)}
+
+
+async def ways(log: State) -> list[dict[str, Any]]:
+    """One new action in the state before step 45, however that is reached."""
+    agent, fresh = Agent(), LiveEnvironment(Counting)
+
+    async def anew() -> None:
+        environment, player = LiveEnvironment(Counting), Agent(*(step.action for step in log.steps[:FORK]))
+        state = await environment.initial()
+        for _ in range(FORK + 1):
+            state = await player.act(environment, state)
+
+    # A fork in a world without snapshots starts anew each time: the instances at the tips are elsewhere.
+    rows = [await measure("executed again from the start", lambda: agent.act(fresh, fork(log, FORK)))]
+    rows.insert(0, await measure("agent and world run anew", anew))
+    for name, make in (("snapshot", Snapshots), ("copy", Copies)):
+        environment = LiveEnvironment(make)
+        made = await logged(environment)
+        rows.append(await measure(name, lambda e=environment, m=made: agent.act(e, fork(m, FORK))))  # type: ignore[misc]
+    # The recorded answer of the logged action needs no world at all.
+    recorded, same = RecordedEnvironment([log]), Agent(*(step.action for step in log.steps))
+    rows.append(await measure("recorded", lambda: same.act(recorded, fork(log, FORK)), 10))
+    # A read that the log made just before, asked for once more: found by what it depends on.
+    rows.append(await measure("recorded elsewhere, reused", lambda: Agent(*[LOOK] * LENGTH).act(recorded, fork(log, FORK)), 10))
+    return rows
+
+
+async def log_alone(log: State) -> list[dict[str, Any]]:
+    """What needs neither model nor world."""
+    recorded = RecordedEnvironment([log])
+    actions, begun = [step.action for step in log.steps[:STEPS]], log.prefix(STEPS)
+
+    async def forked() -> str:
+        return fork(log, FORK).key
+
+    async def copied() -> State:
+        return copy.deepcopy(log.prefix(FORK))
+
+    async def again() -> None:
+        state = log.prefix(0)
+        for action in actions:
+            state = state.extend(await recorded.step(state, action))
+        if state.key != begun.key:
+            raise AssertionError("the log did not come back")
+
+    async def off_the_log() -> None:
+        state = log.prefix(FORK)
+        for i in range(BRANCH):
+            step = await recorded.step(state, bump(10_000 + i))
+            state = state.extend(Step(step.action, (Message.tool("executed elsewhere", "c"),)))
+
+    rows = [await measure("fork of a recorded state, key and all", forked, 100), await measure("deep copy of that state", copied)]
+    rows.append(await measure(f"{STEPS} recorded steps re-enacted", again))
+    rows.append(await measure(f"{STEPS} recorded steps checked (fidelity)", lambda: check(begun, recorded)))
+    off = await measure(f"a step off the log, of {BRANCH}", off_the_log)
+    return [*rows, {**off, "seconds": off["seconds"] / BRANCH}]
 
 
 async def main() -> list[dict[str, Any]]:
-    rows = []
-
-    async def way(name: str, environment: Environment, state: State, action: Callable[[int], Message]) -> None:
-        seconds, calls = await measure(lambda i: environment.step(state, action(i)))
-        rows.append({"way": name, "tool_calls": calls, "seconds": seconds})
-
-    # A fork in a world without snapshots starts anew each time: the instances at the tips are elsewhere.
-    again = LiveEnvironment(Counting)
-    log = await logged(again)
-    await way("executed again from the start", again, log.prefix(FORK), lambda i: bump(1000 + i))
-    for name, make in (("snapshot", Snapshots), ("copy", Copies)):
-        environment = LiveEnvironment(make)
-        await way(name, environment, (await logged(environment)).prefix(FORK), lambda i: bump(1000 + i))
-    # The recorded answer of the logged action needs no world at all.
-    await way("recorded", RecordedEnvironment([log]), log.prefix(FORK), lambda _: log.steps[FORK].action)
-    # A read that the log made just before, asked for once more: found by what it depends on.
-    await way("recorded elsewhere, reused", RecordedEnvironment([log]), log.prefix(FORK), lambda _: LOOK)
-    return [{**row, "time_ratio": row["seconds"] / rows[0]["seconds"]} for row in rows]
+    log = await logged(LiveEnvironment(Counting))
+    rows = [*await ways(log), *await log_alone(log)]
+    base = next(row["seconds"] for row in rows if row["way"] == "executed again from the start")
+    return [{**row, "time_ratio": row["seconds"] / base} for row in rows]
 
 
 if __name__ == "__main__":
@@ -114,4 +182,5 @@ if __name__ == "__main__":
     else:
         print(f"fork at step {FORK} of {LENGTH}, one new action, median of {ROUNDS}")
         for row in found:
-            print(f"{row['way']:32} {row['tool_calls']:6.1f} tool calls  {row['time_ratio']:7.3f} of the time")
+            counts = f"{row['model_calls']:6.1f} model calls {row['tool_calls']:6.1f} tool calls"
+            print(f"{row['way']:40} {counts} {row['time_ratio']:9.4f} of the time {1e6 * row['seconds']:10,.1f} us")

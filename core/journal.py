@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import MutableMapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 from counterplay.core.canonical import content_key, dumps, loads
@@ -70,7 +70,7 @@ class JournaledPolicy:
 
 
 class JournaledEnvironment:
-    """Answers a repeated `step` from the journal: no side effect is repeated."""
+    """Answers a repeated `step` from the journal: no side effect is repeated. Observations that came without a grade were executed."""
 
     def __init__(self, environment: Environment, journal: Journal) -> None:
         self.environment, self.journal = environment, journal
@@ -81,7 +81,7 @@ class JournaledEnvironment:
         known = self.journal.get(key)
         if known is not None:
             return step_from_json(loads(known))
-        step = await self.environment.step(state, action)
+        step = _graded(await self.environment.step(state, action))
         self.journal.put(key, "step", dumps(step_to_json(step)))
         return step
 
@@ -165,6 +165,12 @@ def step_from_json(fields: dict[str, Any]) -> Step:
             "grades": tuple(Grade(grade) for grade in fields["grades"]),
         }
     )
+
+
+def _graded(step: Step) -> Step:
+    """A step whose every observation has a grade: a plain environment's are `executed`, and never pass for better."""
+    missing = len(step.observations) - len(step.grades)
+    return step if missing <= 0 else replace(step, grades=(*step.grades, *(Grade.EXECUTED,) * missing))
 
 
 def _checked(answer: Any) -> Sequence[Proposal]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
 from types import MappingProxyType
@@ -259,13 +259,17 @@ class Trajectory:
 
         Two states have one key exactly if tools and all messages are equal; where steps begin, rewards, grades and flags do not enter.
         """
-        key = self.root_key
-        for message in self.prompt:
-            key = chain_key(key, message.wire)
+        return self.prefix_keys[-1]
+
+    @cached_property
+    def prefix_keys(self) -> tuple[str, ...]:
+        """The keys of all prefixes, from the bare prompt to the whole. Prefixes and extensions share what is known of them."""
+        key = chain_key(self.root_key, *(message.wire for message in self.prompt))
+        keys = [key]
         for step in self.steps:
-            for message in step.messages:
-                key = chain_key(key, message.wire)
-        return key
+            key = chain_key(key, *(message.wire for message in step.messages))
+            keys.append(key)
+        return tuple(keys)
 
     @cached_property
     def root_key(self) -> str:
@@ -292,7 +296,13 @@ class Trajectory:
         if not 0 <= length <= len(self.steps):
             msg = f"got prefix length {length}, wanted 0..{len(self.steps)}"
             raise IndexError(msg)
-        return self if length == len(self.steps) else replace(self, steps=self.steps[:length])
+        if length == len(self.steps):
+            return self
+        shorter = type(self)(self.tools, self.prompt, self.steps[:length])
+        if "prefix_keys" in self.__dict__:
+            keys = self.prefix_keys[: length + 1]
+            shorter.__dict__.update(root_key=self.root_key, prefix_keys=keys, key=keys[-1])
+        return shorter
 
     def extend(self, step: Step) -> State:
         """This trajectory with one more step. Raises ValueError where it has already ended."""
@@ -300,8 +310,9 @@ class Trajectory:
             msg = "got a step after the end, wanted an unfinished state (its last step is terminated, truncated or failed)"
             raise ValueError(msg)
         longer = Trajectory(self.tools, self.prompt, (*self.steps, step))
-        if "key" in self.__dict__:
-            longer.__dict__["key"] = chain_key(self.key, *(message.wire for message in step.messages))
+        if "prefix_keys" in self.__dict__:
+            key = chain_key(self.key, *(message.wire for message in step.messages))
+            longer.__dict__.update(prefix_keys=(*self.prefix_keys, key), key=key)
         longer.__dict__["root_key"] = self.root_key
         return longer
 

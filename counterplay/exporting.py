@@ -42,7 +42,7 @@ def export_sft(
     grade, traces = _grade(min_grade), select(store, agent=agent)
     rows: Harvest[SFTRow] = Harvest()
     if source != "searched":
-        rows += logged_rows(traces, min_reward=min_score)
+        rows += logged_rows(traces, min_reward=min_score, min_grade=grade)
     ids = {trace.id for trace in traces}
     if source == "searched" or (source == "both" and any(row.trace in ids for row in store.searches())):
         rows += sft_rows(trees(store, traces, algorithms), min_score=min_score, min_grade=grade)

@@ -9,7 +9,7 @@ from itertools import permutations
 
 from counterplay.core.nouns import Grade, Message
 from counterplay.finetune.beta import probability_better
-from counterplay.finetune.rows import DPORow, Drop, Harvest, SourcedTree, verifiers_of, well_formed
+from counterplay.finetune.rows import DPORow, Drop, Harvest, SourcedTree, too_low, verifiers_of, well_formed
 from counterplay.search.tree import Node, SearchTree
 
 
@@ -131,11 +131,8 @@ def _pair(source: SourcedTree, parent: Node, chosen: _Action, rejected: _Action,
 def _refusal(row: DPORow, chosen: _Action, rejected: _Action, min_grade: Grade) -> str:
     if chosen.refusal or rejected.refusal:
         return chosen.refusal or rejected.refusal
-    if row.lineage.grade is Grade.STALE:
-        return "stale"
-    if row.lineage.grade < min_grade:
-        return f"graded below {min_grade.name.lower()}"
-    return "" if well_formed(row.chosen) else "the chosen action's arguments are not a JSON object"
+    malformed = "" if well_formed(row.chosen) else "the chosen action's arguments are not a JSON object"
+    return too_low(row.lineage.grade, min_grade) or malformed
 
 
 def _unseen(source: SourcedTree, parent: Node) -> str:

@@ -180,6 +180,13 @@ def verifiers_of(node: Node) -> set[str]:
     return {f"{node.score.verifier}@{node.score.version}"} if node.score is not None and node.score.verifier else set()
 
 
+def too_low(grade: Grade, min_grade: Grade) -> str:
+    """Why something of this grade may not leave; empty where it may. What is stale is false, and leaves at no setting."""
+    if grade is Grade.STALE:
+        return "stale"
+    return "" if grade >= min_grade else f"graded below {min_grade.name.lower()}"
+
+
 def well_formed(action: Message) -> bool:
     """Whether every tool call has a name and arguments that are a JSON object: what a model may be taught to write."""
     return all(call.name and call.args is not None for call in action.tool_calls)

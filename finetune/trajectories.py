@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from counterplay.core.nouns import Grade, Trace, Trajectory
-from counterplay.finetune.rows import Drop, Harvest, Lineage, SFTRow, SourcedTree, verifiers_of, well_formed, whole_prompts
+from counterplay.finetune.rows import Drop, Harvest, Lineage, SFTRow, SourcedTree, too_low, verifiers_of, well_formed, whole_prompts
 from counterplay.search.tree import Node, SearchTree
 
 
@@ -36,11 +36,12 @@ def sft_rows(
     return Harvest(tuple(rows), tuple(drops))
 
 
-def logged_rows(traces: Iterable[Trace], *, min_reward: float = 1.0) -> Harvest[SFTRow]:
+def logged_rows(traces: Iterable[Trace], *, min_reward: float = 1.0, min_grade: Grade = Grade.EXECUTED) -> Harvest[SFTRow]:
     """Logged successes as they are: the control that counterfactual data must beat.
 
     A success has a reward of at least `min_reward`, or was called one where no reward was logged. Contexts that continue the main one after
-    a compaction are rows of their own; sub-agents' contexts are left out.
+    a compaction are rows of their own; sub-agents' contexts are left out. A trace that was itself re-enacted keeps its grade, and is
+    held to `min_grade`; a stale one never leaves.
     """
     rows, drops = [], []
     for trace in traces:
@@ -57,10 +58,11 @@ def logged_rows(traces: Iterable[Trace], *, min_reward: float = 1.0) -> Harvest[
         drops += [Drop("a sub-agent's context", f"{trace.id}/{sub.agent}") for sub in trace.sub_trajectories if sub.continues is None]
         for index, trajectory in contexts:
             row = _logged_row(trace, trajectory, whole_prompts(trace, index))
-            if any(row.trained):
-                rows.append(row)
+            reason = too_low(trajectory.grade, min_grade) or ("" if any(row.trained) else "no step was sampled from a prompt known whole")
+            if reason:
+                drops.append(Drop(reason, row.name))
             else:
-                drops.append(Drop("no step was sampled from a prompt known whole", row.name))
+                rows.append(row)
     return Harvest(tuple(rows), tuple(drops))
 
 

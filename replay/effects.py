@@ -5,30 +5,55 @@ from __future__ import annotations
 import inspect
 import os
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model, field_validator, model_validator
 
 from counterplay.core.canonical import dumps
 from counterplay.core.effects import EXTERNAL, Effect, EffectKind
 from counterplay.core.errors import UserError
 from counterplay.core.nouns import ToolSpec, Trajectory
+from counterplay.replay.agents.functions import MARK, watched
 from counterplay.replay.world import ToolError
 
 F = TypeVar("F", bound=Callable[..., Any])
-_MARK = "__counterplay_tool__"
 
 
 class ToolEffect(BaseModel):
-    """One row of a table. `resource` is an expression over the call's arguments, e.g. `order:{order_id}`; empty is everything."""
+    """One row of a table. `resource` is an expression over the call's arguments, e.g. `order:{order_id}`; empty is everything.
+
+    Also read: the spelling `read(order:{order_id})`, alone or as `effect`, and a list of resources for a tool that touches several.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     effect: EffectKind
     resource: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled(cls, row: Any) -> Any:
+        fields = {"effect": row} if isinstance(row, str) else row
+        if not isinstance(fields, Mapping):
+            return row
+        effect, resource = fields.get("effect"), fields.get("resource")
+        if isinstance(effect, str) and "(" in effect:
+            parsed = Effect.parse(effect)
+            if resource:
+                raise ValueError(f"a resource is given twice, in {effect!r} and in {resource!r}")
+            effect, resource = parsed.kind, parsed.resource
+        if isinstance(resource, list) and all(isinstance(each, str) for each in resource):
+            resource = ", ".join(resource)
+        given = {name: value for name, value in (("effect", effect), ("resource", resource)) if value is not None}
+        return {**fields, **given}
+
+    @field_validator("resource")
+    @classmethod
+    def _expression(cls, resource: str) -> str:
+        return Effect("read", resource).checked().resource
 
 
 class EffectTable(BaseModel):
@@ -38,6 +63,22 @@ class EffectTable(BaseModel):
 
     tools: dict[str, ToolEffect] = Field(default_factory=dict)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _rows(cls, table: Any) -> Any:
+        """Fold rows (`[[tool]]` with a name) into the table by name."""
+        if not isinstance(table, Mapping) or not isinstance(table.get("tool"), list):
+            return table
+        tools = dict(table.get("tools") or {})
+        for number, row in enumerate(table["tool"], 1):
+            name = row.get("name") if isinstance(row, Mapping) else None
+            if not isinstance(name, str) or not name:
+                raise ValueError(f"row {number} of [[tool]] names no tool: it needs name, effect and, if it has one, resource")
+            if name in tools:
+                raise ValueError(f"tool {name} is given twice")
+            tools[name] = {key: value for key, value in row.items() if key != "name"}
+        return {**{key: value for key, value in table.items() if key != "tool"}, "tools": tools}
+
     @classmethod
     def from_toml(cls, source: str | os.PathLike[str]) -> EffectTable:
         """Read a file (a path), or TOML text (anything with a line break or a `[`):
@@ -46,7 +87,7 @@ class EffectTable(BaseModel):
             effect = "read"
             resource = "order:{order_id}"
 
-        Raises UserError where it can't be read as a table of effects.
+        or, as rows: `[[tool]]` with `name`, `effect` and `resource`. Raises UserError where it can't be read as a table of effects.
         """
         is_text = isinstance(source, str) and ("\n" in source or "[" in source)
         name = "the table of effects" if is_text else str(source)
@@ -59,8 +100,10 @@ class EffectTable(BaseModel):
             raise UserError(f"{name} is not TOML: {error}", "[tools.NAME] with effect and resource") from error
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise UserError(f"{name}, at {where}: {first['msg']}, got {first['input']!r}", "effect, and resource if it has one") from error
+            where = f", at {'.'.join(map(str, first['loc']))}" if first["loc"] else ""
+            what = first["msg"].removeprefix("Value error, ")
+            got = "" if first["type"] == "value_error" else f", got {first['input']!r}"
+            raise UserError(f"{name}{where}: {what}{got}", "effect, and resource if it has one") from error
 
     @classmethod
     def from_mcp(cls, tools: Iterable[Mapping[str, Any]]) -> EffectTable:
@@ -96,21 +139,26 @@ class _Declared:
     arguments: type[BaseModel]
 
 
-def tool(*, effect: str | Effect = EXTERNAL, name: str | None = None) -> Callable[[F], F]:
-    """Declare a typed function or method as a tool: `@tool(effect="read(order:{order_id})")`.
+def tool(*, effect: str | Effect = EXTERNAL, resource: str | Sequence[str] = "", name: str | None = None) -> Callable[[F], F]:
+    """Declare a typed function or method as a tool: `@tool(effect="read", resource="order:{order_id}")`.
 
-    Its schema comes from the annotations, its description from the docstring. Raises UserError on a parameter without annotation.
+    `effect="read(order:{order_id})"` says the same in one; a list of resources is for a tool that touches several.
+    Its schema comes from the annotations, its description from the docstring. Raises UserError on a parameter without annotation,
+    on an effect that can't be read, on a resource made of an argument that the tool does not have, and on a generator function.
+    Called inside of a recorded or re-enacted run, the tool is seen, and may be answered in place; elsewhere it is as it was.
     """
-    declared = Effect.parse(effect) if isinstance(effect, str) else effect
+    declared = _declared_effect(effect, resource)
 
     def mark(function: F) -> F:
         title = name or function.__name__
         arguments = _argument_model(function, title)
+        _check_fields(declared, arguments, title)
         schema = arguments.model_json_schema()
         schema.pop("title", None)
         spec = ToolSpec.function(title, inspect.getdoc(function) or "", schema, declared)
-        setattr(function, _MARK, _Declared(spec, arguments))
-        return function
+        seen = watched(function, title, declared)
+        setattr(seen, MARK, _Declared(spec, arguments))
+        return seen
 
     return mark
 
@@ -145,10 +193,30 @@ def _declared(world: object) -> dict[str, tuple[str, _Declared]]:
     found: dict[str, tuple[str, _Declared]] = {}
     for base in reversed(kind.__mro__):
         for attribute in vars(base):
-            entry = getattr(getattr(kind, attribute, None), _MARK, None)
+            entry = getattr(getattr(kind, attribute, None), MARK, None)
             if isinstance(entry, _Declared):
                 found[entry.spec.name] = (attribute, entry)
     return found
+
+
+def _declared_effect(effect: str | Effect, resource: str | Sequence[str]) -> Effect:
+    """One effect of the two arguments of `tool`."""
+    expression = resource if isinstance(resource, str) else ", ".join(resource)
+    wanted = "an effect, and a resource if it has one"
+    try:
+        declared = Effect.parse(effect) if isinstance(effect, str) else effect
+        if declared.resource and expression:
+            raise UserError(f"got a resource twice, in {str(declared)!r} and in {expression!r}", wanted)
+        return (replace(declared, resource=expression) if expression else declared).checked()
+    except ValueError as error:
+        raise UserError(str(error), wanted) from error
+
+
+def _check_fields(declared: Effect, arguments: type[BaseModel], title: str) -> None:
+    unknown = [field for field in declared.fields if field.partition(".")[0].strip() not in arguments.model_fields]
+    if unknown:
+        known = ", ".join(arguments.model_fields) or "none"
+        raise UserError(f"the resource of tool {title} names {unknown[0]!r}, which is no argument of it", f"one of its arguments: {known}")
 
 
 def _argument_model(function: Callable[..., Any], title: str) -> type[BaseModel]:

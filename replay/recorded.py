@@ -1,37 +1,38 @@
 """Re-enactment from messages alone: tools answer what the log says they answered, where that is still true.
 
-A recorded result holds on a branch if nothing that changed its resource differs: the writes before it, as the branch made
-them, equal those before it in the log. Everything is derived from the state that is asked about, so a branch has its own
+A recorded result holds on a branch if nothing that it depends on differs: the writes in its causal past (`causality`), as the
+branch made them, equal those in the log. Everything is derived from the state that is asked about, so a branch has its own
 cursors and resampling never consumes an answer.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from counterplay.core.canonical import canonical, chain_key, content_key
-from counterplay.core.effects import EXTERNAL, Effect, overlap
+from counterplay.core.effects import EVERYTHING, EXTERNAL, Effect
 from counterplay.core.nouns import Grade, Message, State, Step, ToolCall, ToolSpec, Trajectory
 from counterplay.core.protocols import Environment, fingerprint_of
-from counterplay.replay.live import prefix_keys
+from counterplay.replay.causality import Branch, Made, Write, Written, after, influences, past_key
+from counterplay.replay.divergence import Comparable
+from counterplay.replay.signatures import CallForm, action_signature, call_forms, said
 
-
-@dataclass(frozen=True, slots=True)
-class _Write:
-    signature: str
-    resource: str
+_VISITED = 4096
+_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
 class _Occurrence:
-    """One recorded answer. `basis` identifies the writes it depends on; `place` is (trajectory, step, call)."""
+    """One recorded answer. `place` is (trajectory, step, call); `text` what is compared of it; `grounds` the writes it depends on."""
 
     place: tuple[int, int, int]
-    basis: str
     answer: Message
+    text: str
+    grounds: tuple[Write, ...]
 
 
 class RecordedEnvironment:
@@ -45,7 +46,12 @@ class RecordedEnvironment:
 
     A user's answer is only ever exact. Where nothing ever followed a text in the log, a text ends the episode.
     The effect of a tool is looked up in `effects`, then in `tools`, then in the trajectories; unknown is external, and an
-    external call counts as a write on everything.
+    external call counts as a write on its resource, on everything where it declares none. `users_act` counts a user's turn as
+    one on everything, for worlds in which users do more than talk.
+
+    `comparable` maps arguments and texts of both sides before they are matched. It is for logs that were redacted on their way
+    in, and is that redaction (a store's `Redactor.text`): it must leave what it has redacted as it is, and keep apart what tools
+    would tell apart. What is answered is what the log holds.
     """
 
     def __init__(
@@ -55,15 +61,22 @@ class RecordedEnvironment:
         tools: Sequence[ToolSpec] | None = None,
         effects: Mapping[str, Effect] | None = None,
         allow_stale: bool = False,
+        users_act: bool = False,
         fallback: Environment | None = None,
+        comparable: Comparable | None = None,
     ) -> None:
         self.trajectories = tuple(trajectories)
-        self.allow_stale, self.fallback = allow_stale, fallback
+        self.allow_stale, self.users_act, self.fallback, self.comparable = allow_stale, users_act, fallback, comparable
         logged = {tool.name: tool.effect for t in reversed(self.trajectories) for tool in t.tools}
         self.effects: Mapping[str, Effect] = logged | {tool.name: tool.effect for tool in tools or ()} | dict(effects or {})
         self._paths: dict[str, list[tuple[int, int]]] = defaultdict(list)
-        self._path_of: dict[str, str] = {}
-        self._answers: dict[str, list[_Occurrence]] = defaultdict(list)
+        self._actions: dict[tuple[int, int], str] = {}
+        self._continued: dict[tuple[int, int], Step] = {}
+        self._answers: dict[tuple[str, str], list[_Occurrence]] = defaultdict(list)
+        self._asked: dict[str, list[_Occurrence]] = defaultdict(list)
+        self._branches: dict[str, Branch] = {}
+        self._visited: dict[str, Branch] = {}
+        self._lock = threading.Lock()
         for index, trajectory in enumerate(self.trajectories):
             self._learn(index, trajectory)
         self._texts_end = all(step.action.tool_calls for t in self.trajectories for step in t.steps[:-1]) and not any(
@@ -71,12 +84,13 @@ class RecordedEnvironment:
         )
 
     async def step(self, state: State, action: Message) -> Step:
-        known = self._logged_step(state, action)
+        branch = self._at(state)
+        known = self._logged_step(branch, action)
         if known is not None:
             return known
         if not action.tool_calls and self._texts_end:
             return Step(action, terminated=True)
-        outcome = self._answer(state, action) if action.tool_calls else "the log does not say what follows this text after this prefix"
+        outcome = self._answer(branch, action) if action.tool_calls else "the log does not say what follows this text after this prefix"
         if isinstance(outcome, Step):
             return outcome
         if self.fallback is not None:
@@ -88,123 +102,151 @@ class RecordedEnvironment:
         """Names the recordings, the effects and what is allowed."""
         effects = canonical({name: str(effect) for name, effect in self.effects.items()})
         behind = fingerprint_of(self.fallback) if self.fallback is not None else ""
-        return f"recorded:{content_key(*(t.key for t in self.trajectories), effects, str(self.allow_stale), behind)}"
+        more = ["users act"] if self.users_act else []
+        more += [] if self.comparable is None else [f"compared by {fingerprint_of(self.comparable)}"]
+        return f"recorded:{content_key(*(t.key for t in self.trajectories), effects, str(self.allow_stale), behind, *more)}"
 
     def _learn(self, index: int, trajectory: Trajectory) -> None:
-        log = _BranchLog(self.effects)
-        paths, keys = list(path_keys(trajectory)), prefix_keys(trajectory)
+        branch = self._root(trajectory)
         for number, step in enumerate(trajectory.steps):
-            self._paths[paths[number]].append((index, number))
-            self._path_of[next(keys)] = paths[number]
-            for place, (call, answer) in enumerate(zip(step.action.tool_calls, call_answers(step), strict=True)):
-                basis = log.basis(call)
+            self._branches[trajectory.prefix_keys[number]] = branch
+            self._paths[branch.path].append((index, number))
+            taken = self._taken(branch, step)
+            self._actions[index, number] = taken.signature
+            for place, (made, answer) in enumerate(zip(taken.branch.made, call_answers(step), strict=True)):
                 if answer is not None:
-                    self._answers[call.signature].append(_Occurrence((index, number, place), basis, answer))
-                log.add(call)
+                    occurrence = _Occurrence((index, number, place), answer, said(answer, self.comparable), taken.grounds[place])
+                    self._answers[made.signature, made.past].append(occurrence)
+                    self._asked[made.signature].append(occurrence)
+            branch = taken.branch
+        self._branches[trajectory.prefix_keys[-1]] = branch
 
-    def _logged_step(self, state: State, action: Message) -> Step | None:
+    def _at(self, state: State) -> Branch:
+        """The branch of a state, out of that of its nearest prefix that is known."""
+        found = self._known(state.key)
+        if found is not None:
+            return found
+        keys = state.prefix_keys
+        start = len(state)
+        while found is None and start:
+            start -= 1
+            found = self._known(keys[start])
+        branch = self._root(state) if found is None else found
+        for step in state.steps[start:]:
+            branch = self._taken(branch, step).branch
+        with self._lock:
+            self._visited[keys[-1]] = branch
+            if len(self._visited) > _VISITED:
+                del self._visited[next(iter(self._visited))]
+        return branch
+
+    def _known(self, key: str) -> Branch | None:
+        return self._branches.get(key) or self._visited.get(key)
+
+    def _root(self, state: State) -> Branch:
+        """A branch at the bare prompt."""
+        wires = (message.wire for message in state.prompt)
+        shown = wires if self.comparable is None else (self.comparable(canonical(dict(message.fields))) for message in state.prompt)
+        return Branch(chain_key("", *shown))
+
+    def _taken(self, branch: Branch, step: Step) -> _Taken:
+        """The branch one step on."""
+        forms = call_forms(step.action, self.comparable)
+        seen = [said(message, self.comparable) for message in step.observations]
+        written, made, grounds = branch.written, [], []
+        for place, (form, answer) in enumerate(zip(forms, call_answers(step), strict=True)):
+            # A call that was never answered may or may not have been carried out: it equals none but itself.
+            text = f"unanswered {place} {branch.path}" if answer is None else said(answer, self.comparable)
+            found = influences(written, form, self._effect(form))
+            made.append(Made(form.signature, past_key(found)))
+            grounds.append(found)
+            written = after(written, form, self._effect(form), made[-1].past, text)
+        if self.users_act:
+            for message, text in zip(step.observations, seen, strict=True):
+                written = _after_turn(written, text) if message.role == "user" else written
+        signature = action_signature(step.action, forms, self.comparable)
+        path = chain_key(branch.path, signature, *seen)
+        return _Taken(Branch(path, written, tuple(made), branch), signature, tuple(grounds))
+
+    def _effect(self, form: CallForm) -> Effect:
+        return self.effects.get(form.name, EXTERNAL)
+
+    def _logged_step(self, branch: Branch, action: Message) -> Step | None:
         """What followed this action in a trajectory with this very prefix; None where the log has none."""
-        # Forks are the log's to the byte; hashing such a path again would cost more than the answer.
-        key = self._path_of.get(state.key) or list(path_keys(state))[-1]
-        places = [(self.trajectories[index].steps, number) for index, number in self._paths.get(key, ())]
-        alike = [(steps, number) for steps, number in places if steps[number].action.signature == action.signature]
-        if not alike:
+        places = self._paths.get(branch.path)
+        if not places:
             return None
-        steps, number = next(((steps, number) for steps, number in alike if steps[number].action == action), alike[0])
+        for index, number in places:
+            if self.trajectories[index].steps[number].action == action:
+                return self._goes_on(index, number)
+        signature = action_signature(action, call_forms(action, self.comparable), self.comparable)
+        alike = next((place for place in places if self._actions[place] == signature), None)
+        return None if alike is None else self._continue(*alike, action)
+
+    def _goes_on(self, index: int, number: int) -> Step:
+        """The logged step under the logged action: one object, however often it is asked for."""
+        step = self._continued.get((index, number))
+        if step is None:
+            step = self._continued[index, number] = self._continue(index, number, self.trajectories[index].steps[number].action)
+        return step
+
+    def _continue(self, index: int, number: int, action: Message) -> Step:
+        steps = self.trajectories[index].steps
         return _continued(steps[number], action, last=number == len(steps) - 1)
 
-    def _answer(self, state: State, action: Message) -> Step | str:
+    def _answer(self, branch: Branch, action: Message) -> Step | str:
         """The action's step out of recorded results, or why there is none."""
-        log = _BranchLog(self.effects)
-        for step in state.steps:
-            for call in step.action.tool_calls:
-                log.add(call)
-        closest = self._closeness(state)
-        observations, grades = [], []
-        for call in action.tool_calls:
-            found = self._find(call, log, closest)
-            if isinstance(found, str):
-                return found
-            observations.append(with_call_id(found[0], call))
-            grades.append(found[1])
-            log.add(call)
+        here, observations, grades = branch, [], []
+        for call, form in zip(action.tool_calls, call_forms(action, self.comparable), strict=True):
+            answered = self._find(call, form, here)
+            if isinstance(answered, str):
+                return answered
+            occurrence, grade = answered
+            observations.append(with_call_id(occurrence.answer, call))
+            grades.append(grade)
+            past = past_key(influences(here.written, form, self._effect(form)))
+            written = after(here.written, form, self._effect(form), past, occurrence.text)
+            here = Branch(branch.path, written, (Made(form.signature, past),), here)
         return Step(action, tuple(observations), grades=tuple(grades))
 
-    def _find(self, call: ToolCall, log: _BranchLog, closest: Mapping[int, int]) -> tuple[Message, Grade] | str:
-        recorded = sorted(self._answers.get(call.signature, ()), key=lambda o: (-closest.get(o.place[0], 0), o.place))
+    def _find(self, call: ToolCall, form: CallForm, here: Branch) -> tuple[_Occurrence, Grade] | str:
+        """The recorded answer to a call that comes next, with its grade, or why there is none."""
+        grounds = influences(here.written, form, self._effect(form))
+        asked = Made(form.signature, past_key(grounds))
+        recorded, valid = self._asked.get(asked.signature), self._answers.get((asked.signature, asked.past))
         if not recorded:
             return f"{call.name} was never called with these arguments ({_short(call.arguments)})"
-        kind = log.effect(call).kind
-        valid = [occurrence for occurrence in recorded if occurrence.basis == log.basis(call)]
+        kind = self._effect(form).kind
         if not valid:
             if kind == "read" and self.allow_stale:
-                closest_log = recorded[0].place[0]
-                return [o.answer for o in recorded if o.place[0] == closest_log][-1], Grade.STALE
+                return self._closest(recorded, here)[-1], Grade.STALE
             undeclared = "" if call.name in self.effects else " (its effect is not declared, so it counts as external)"
-            return f"{call.name} was called with these arguments, but something that it depends on differs{undeclared}"
-        if len({occurrence.answer.content_text for occurrence in valid}) == 1:
-            return valid[0].answer, Grade.REUSED
-        return _nth(call, valid, log.seen(call), kind)
+            there = _names(self._closest(recorded, here)[0].grounds)
+            differs = f"here it follows {_names(grounds)}, in the log {there}"
+            return f"{call.name} was called with these arguments, but something that it depends on differs{undeclared}: {differs}"
+        if len({occurrence.text for occurrence in valid}) == 1:
+            return valid[0], Grade.REUSED
+        seen = sum(made == asked for made in here.calls())
+        return _nth(call, self._closest(valid, here), seen, kind)
 
-    def _closeness(self, state: State) -> dict[int, int]:
-        """How many steps each trajectory shares with this state, by trajectory index; nothing to choose by where there is only one."""
+    def _closest(self, occurrences: Sequence[_Occurrence], here: Branch) -> list[_Occurrence]:
+        """Those of the trajectory that shares the most steps with this branch."""
         shared: dict[int, int] = {}
-        if len(self.trajectories) == 1:
-            return shared
-        for length, key in enumerate(path_keys(state)):
-            here = self._paths.get(key, ())
-            if not here:
+        for length, branch in enumerate(here.line()):
+            if branch.path not in self._paths:
                 break
-            shared.update((index, length) for index, _ in here)
-        return shared
+            shared.update((index, length) for index, _ in self._paths[branch.path])
+        closest = max((o.place[0] for o in occurrences), key=lambda index: (shared.get(index, 0), -index))
+        return [o for o in occurrences if o.place[0] == closest]
 
 
-class _BranchLog:
-    """What the calls of one branch were and what they changed, in order."""
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """A step taken: the branch after it, the action's signature, and the writes that each call can depend on."""
 
-    def __init__(self, effects: Mapping[str, Effect]) -> None:
-        self._effects = effects
-        self._writes: list[_Write] = []
-        self._calls: list[tuple[ToolCall, int]] = []
-
-    def effect(self, call: ToolCall) -> Effect:
-        return self._effects.get(call.name, EXTERNAL)
-
-    def add(self, call: ToolCall) -> None:
-        self._calls.append((call, len(self._writes)))
-        effect = self.effect(call)
-        if effect.kind in ("write", "external"):
-            self._writes.append(_Write(call.signature, effect.touches(call.args)))
-
-    def seen(self, call: ToolCall) -> int:
-        """How often this call was made with nothing changed since that it depends on."""
-        basis, earlier = self.basis(call), [(c, n) for c, n in self._calls if c.name == call.name and c.signature == call.signature]
-        return sum(self.basis(c, n) == basis for c, n in earlier)
-
-    def basis(self, call: ToolCall, after: int | None = None) -> str:
-        """Identifies the writes that a call's result can depend on: those on its resource, and those on what they touched in turn.
-
-        `after` counts the writes that came before the call; None means all of them.
-        """
-        effect = self.effect(call)
-        if effect.kind == "pure":
-            return ""
-        touched, relevant = {effect.touches(call.args)}, []
-        for write in reversed(self._writes[:after]):
-            if any(overlap(write.resource, resource) for resource in touched):
-                touched.add(write.resource)
-                relevant.append(write.signature)
-        return content_key(*relevant)
-
-
-def path_keys(trajectory: Trajectory) -> Iterator[str]:
-    """A key for every prefix, shortest first: equal where prompt, actions and observations are equal apart from tool-call ids."""
-    key = chain_key("", *(message.wire for message in trajectory.prompt))
-    yield key
-    for step in trajectory.steps:
-        seen = (canonical([message.role, message.content]) for message in step.observations)
-        key = chain_key(key, step.action.signature, *seen)
-        yield key
+    branch: Branch
+    signature: str
+    grounds: tuple[tuple[Write, ...], ...]
 
 
 def call_answers(step: Step) -> list[Message | None]:
@@ -241,14 +283,26 @@ def _continued(logged: Step, action: Message, *, last: bool) -> Step:
     return replace(step, truncated=True, error="not in the recording: it ends before these tools answered")
 
 
-def _nth(call: ToolCall, valid: Sequence[_Occurrence], seen: int, kind: str) -> tuple[Message, Grade] | str:
+def _nth(call: ToolCall, own: Sequence[_Occurrence], seen: int, kind: str) -> tuple[_Occurrence, Grade] | str:
     """Equal calls that had different answers with nothing changed between: a branch gets them in the order of the closest log."""
     if kind == "pure":
         return f"{call.name} is declared pure, but the log has different answers to these arguments"
-    own = [occurrence for occurrence in valid if occurrence.place[0] == valid[0].place[0]]
     if seen < len(own):
-        return own[seen].answer, Grade.REUSED
+        return own[seen], Grade.REUSED
     return f"{call.name} was called {len(own)} times with these arguments and answered differently; this would be one more"
+
+
+def _after_turn(written: Written, text: str) -> Written:
+    """What was written once a user who can act has had a turn: anything."""
+    past = past_key(written.before(EVERYTHING))
+    return written.after(EVERYTHING, Write(content_key("user", text, past), "a user's turn"))
+
+
+def _names(writes: Sequence[Write]) -> str:
+    """Writes in words."""
+    names = sorted({_short(write.name, 60) for write in writes})
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return (", ".join(names[:_NAMED]) or "no write") + more
 
 
 def _short(text: str, limit: int = 120) -> str:

@@ -106,6 +106,10 @@ class Store:
         with self._write_lock, transaction(self._connection):
             marks.set_watermarks(self._connection, {source: value})
 
+    def redactions(self) -> dict[str, int]:
+        """How many values of each kind were replaced when traces were taken in; empty where none was."""
+        return marks.redactions(self._connection.cursor())
+
     def count_redactions(self, counts: Mapping[str, int]) -> None:
         """Add to the numbers of secrets and personal data that were replaced, by kind."""
         self._check_writable()

@@ -26,8 +26,34 @@ def test_a_table_from_text_or_file(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "table",
+    [
+        '[[tool]]\nname = "get_order"\neffect = "read"\nresource = "order:{order_id}"\n[[tool]]\nname = "mail"\neffect = "external"',
+        '[tools]\nget_order = "read(order:{order_id})"\nmail = "external"',
+        '[tools]\nmail = "external"\n[[tool]]\nname = "get_order"\neffect = "read(order:{order_id})"',
+        '[tools.mail]\neffect = "external"\n[tools.get_order]\neffect = "read"\nresource = ["order:{order_id}"]',
+    ],
+)
+def test_a_table_may_be_written_in_rows_in_one_line_or_with_a_list_of_resources(table):
+    assert EffectTable.from_toml(table) == EffectTable.from_toml(TABLE)
+
+
+def test_a_tool_may_touch_several_things():
+    table = EffectTable.from_toml('[tools.move]\neffect = "write"\nresource = ["account:{source}", "account:{target}"]')
+    assert table.effects()["move"].touches({"source": 1, "target": 2}) == ("account:1", "account:2")
+
+
+@pytest.mark.parametrize(
     ("source", "complaint"),
     [
+        ("[tools.x]\neffect = 'read'\nresource = 'order:{id'", r"tools\.x\.resource: got resource 'order:\{id'"),
+        ("[tools]\nx = 'reads(y)'", r"tools\.x: got effect 'reads\(y\)'"),
+        ("[tools.x]\neffect = 'read(a)'\nresource = 'b'", "a resource is given twice"),
+        ("[tools.x]\neffect = 'read'\nresource = [1]", r"tools\.x\.resource.*valid string"),
+        ("[[tool]]\neffect = 'read'", r"row 1 of \[\[tool\]\] names no tool"),
+        ("[[tool]]\nname = 'x'\neffect = 'read'\n[[tool]]\nname = 'x'\neffect = 'write'", "tool x is given twice"),
+        ("[[tool]]\nname = 'x'\neffect = 'red'", r"tools\.x\.effect.*'red'"),
+        ("tools = 3\n", "tools.*valid dictionary"),
         ("[tools.x]\neffect = 'reads'", r"tools\.x\.effect.*'reads'"),
         ("[tools.x]\neffect = 'read'\nresourse = 'x'", "resourse"),
         ("[tools.x]\nresource = 'x'", "Field required"),
@@ -59,6 +85,39 @@ def test_applying_a_table_keeps_the_key_and_the_other_effects():
     assert better.key == log.key
     assert [str(t.effect) for t in better.tools] == ["read(order:{order_id})", "pure"]
     assert EffectTable.from_spellings({"a": "read(b:{c})"}).effects() == {"a": Effect("read", "b:{c}")}
+
+
+def test_the_decorator_takes_the_resource_beside_the_effect_or_within_it():
+    @tool(effect="read", resource="order:{order_id}")
+    def beside(self, order_id: int) -> str: ...
+
+    @tool(effect="read(order:{order_id})")
+    def within(self, order_id: int) -> str: ...
+
+    @tool(effect=Effect("write"), resource=["order:{order.id}", "user:{user_id}"])
+    def several(self, order: dict[str, int], user_id: str) -> str: ...
+
+    class World:
+        first, second, third = beside, within, several
+
+    effects = [str(each.effect) for each in tool_specs(World)]
+    assert effects == ["read(order:{order_id})", "read(order:{order_id})", "write(order:{order.id}, user:{user_id})"]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"effect": "reads"}, "got effect 'reads'"),
+        ({"effect": "read(a)", "resource": "b"}, "a resource twice"),
+        ({"effect": "read", "resource": "order:{ordr_id}"}, "'ordr_id', which is no argument.*order_id"),
+        ({"effect": "read", "resource": "order:{order_id"}, "wanted names, colons"),
+    ],
+)
+def test_a_declaration_that_could_never_hold_is_refused_where_it_is_made(options, complaint):
+    with pytest.raises(UserError, match=complaint):
+
+        @tool(**options)
+        def get_order(self, order_id: int) -> str: ...
 
 
 class Orders:

@@ -10,26 +10,10 @@ import pytest
 
 from counterplay.core.effects import Effect
 from counterplay.core.nouns import Grade, Message, Step, ToolCall, ToolSpec, Trajectory
-from counterplay.replay.live import LiveEnvironment, initial
+from counterplay.replay.live import LiveEnvironment
 from counterplay.replay.recorded import RecordedEnvironment, call_answers
-from tests.replay.shelf import Shelf, SnapshotShelf, act, results, walk
-
-GET_A, GET_B, TOTAL = act(("get", {"name": "a"})), act(("get", {"name": "b"})), act("total")
-
-
-def put(name: str, n: int = 1) -> Message:
-    return act(("put", {"name": name, "n": n}))
-
-
-async def logged(*actions: Message, make=SnapshotShelf) -> Trajectory:
-    state = await walk(LiveEnvironment(make, allow_external={"mail"}), initial(make), *actions)
-    exact = tuple(replace(step, grades=(Grade.EXACT,) * len(step.observations)) for step in state.steps)
-    Shelf.executed.clear()
-    return replace(state, steps=exact)
-
-
-def grades(state: Trajectory) -> list[str]:
-    return [grade.name.lower() for step in state.steps for grade in step.grades]
+from tests.replay.shelf import Shelf, SnapshotShelf, act, results, spec, walk
+from tests.replay.shelf_logs import GET_A, GET_B, TOTAL, grades, logged, put
 
 
 async def test_the_logged_actions_give_the_logged_trajectory_to_the_byte():
@@ -92,14 +76,6 @@ async def test_papers_5_15_cursors_belong_to_the_branch_and_resampling_consumes_
     assert "one more" in (await environment.step(branch, act("status"))).error
     together = await asyncio.gather(*(walk(environment, root, act("status"), act("status")) for _ in range(8)))
     assert {tuple(results(state)) for state in together} == {("pending", "running")}
-
-
-async def test_papers_5_11_arguments_are_compared_as_json():
-    log = await logged(act(("add", {"x": 1, "y": 2})), TOTAL)
-    call = Message.assistant(tool_calls=[ToolCall("q", "add", '{"y":2,\n "x":1}')])
-    state = await walk(RecordedEnvironment([log]), log.prefix(0), TOTAL, call)
-    assert results(state)[-1] == "3"
-    assert state.steps[-1].observations[0].tool_call_id == "q"
 
 
 async def test_pure_holds_after_anything_and_is_doubted_where_the_log_contradicts_it():
@@ -188,6 +164,12 @@ async def test_a_wide_write_that_was_executed_carries_the_differences_it_met():
     assert results(state)[-1] == "3"
 
 
+def told(tools: tuple[ToolSpec, ...], *pairs: tuple[str, str | None]) -> Trajectory:
+    """One step a call without arguments; None is a call that was never answered."""
+    steps = [Step(act(name), () if text is None else (Message.tool(text, "c0"),)) for name, text in pairs]
+    return Trajectory(tools, (Message.user("go"),), tuple(steps))
+
+
 def polled(*pairs: tuple[str, str]) -> Trajectory:
     tools = (
         ToolSpec.function("status", "", {}, Effect("read", "job")),
@@ -203,6 +185,84 @@ async def test_a_write_starts_the_count_of_equal_calls_anew():
     log = polled(("status", "old"), ("look", "1"), ("reset", "ok"), ("status", "pending"), ("status", "done"))
     state = await walk(RecordedEnvironment([log]), log.prefix(1), act("reset"), act("status"), act("status"))
     assert results(state) == ["old", "ok", "pending", "done"]
+
+
+async def test_equal_writes_that_answer_differently_have_left_different_worlds():
+    """A world that gives out numbers by chance: the second attempt's booking is another one."""
+    tools = (spec("book", "write(trip)"), spec("show", "read(trip)"))
+    runs = [told(tools, ("book", number), ("show", number)) for number in ("41", "42")]
+    booked = runs[1].prefix(1)
+    step = await RecordedEnvironment(runs[:1]).step(booked, act("show"))
+    assert "something that it depends on differs" in step.error
+    assert results(await walk(RecordedEnvironment(runs), booked, act("show")))[-1] == "42"
+
+
+async def test_a_write_that_was_never_answered_equals_no_write_that_was():
+    tools = (spec("book", "write(trip)"), spec("show", "read(trip)"), spec("think", "pure"))
+    log = told(tools, ("book", None), ("show", "nothing booked"))
+    done = told(tools, ("think", ""), ("book", "booked"))
+    environment = RecordedEnvironment([log, done])
+    assert "differs" in (await environment.step(done, act("show"))).error
+    assert "differs" in (await environment.step(told(tools, ("think", ""), ("book", None)), act("show"))).error
+    assert results(await walk(environment, log.prefix(1), act("show"))) == ["nothing booked"]
+
+
+async def test_users_who_act_change_what_reads_may_say():
+    """A phone's owner restarts it; an agent that looks before asking must not be told how it is afterwards."""
+    tools = (spec("status", "read(phone)"),)
+    steps = (
+        Step(act("status"), (Message.tool("no signal", "c0"),)),
+        Step(Message.assistant("Restart it, please."), (Message.user("Done."),)),
+        Step(act("status"), (Message.tool("full signal", "c0"),)),
+    )
+    log = Trajectory(tools, (Message.user("help"),), steps)
+    looked = log.prefix(1)
+    assert results(await walk(RecordedEnvironment([log]), looked, act("status")))[-1] == "full signal"
+    acting = RecordedEnvironment([log], users_act=True)
+    assert results(await walk(acting, looked, act("status")))[-1] == "no signal"
+    assert (await walk(acting, log.prefix(0), *(step.action for step in steps))).messages == log.messages
+    assert acting.fingerprint != RecordedEnvironment([log]).fingerprint
+
+
+async def test_writes_on_two_things_commute_and_writes_on_parts_of_one_that_is_looked_at_whole_do_not():
+    tools = (spec("put", "write(item:{name})"), spec("both", "read(item:{names})"), spec("all", "read(item)"), spec("wait", "pure"))
+
+    def call(name: str, /, **arguments: object) -> Message:
+        return act((name, arguments))
+
+    both = call("both", names=["a", "b"])
+    said = (("put", "a is 1"), ("put", "b is 2"), ("both", "1, 2"), ("all", "a: 1, b: 2"))
+    actions = (call("put", name="a"), call("put", name="b"), both, call("all"))
+    log = Trajectory(tools, (Message.user("x"),), tuple(Step(a, (Message.tool(t, "c0"),)) for a, (_, t) in zip(actions, said, strict=True)))
+    environment = RecordedEnvironment([log])
+    turned = await walk(environment, log.prefix(0), actions[1], actions[0], both)
+    assert (results(turned)[-1], grades(turned)) == ("1, 2", ["reused"] * 3)
+    assert "differs" in (await environment.step(turned, actions[3])).error
+
+
+async def test_the_reason_names_what_differs():
+    log = await logged(put("a"), GET_A)
+    step = await RecordedEnvironment([log]).step(log.prefix(0), GET_A)
+    assert 'here it follows no write, in the log put({"n":1,"name":"a"})' in step.error
+
+
+async def test_a_long_branch_asks_for_no_more_than_its_last_step(monkeypatch):
+    """Each state is built on the one before: a hundred steps off the log look at a hundred steps, not at five thousand."""
+    log = await logged(put("a"), *[GET_B] * 3)
+    environment, taken = RecordedEnvironment([log], fallback=LiveEnvironment(SnapshotShelf)), []
+    original = RecordedEnvironment._taken
+    monkeypatch.setattr(RecordedEnvironment, "_taken", lambda self, branch, step: taken.append(step) or original(self, branch, step))
+    state = await walk(environment, log.prefix(1), *[put("b", n) for n in range(100)])
+    assert len(state) == 101
+    assert len(taken) == 99
+
+
+async def test_a_state_off_the_log_is_understood_without_having_seen_its_ancestors():
+    log = await logged(put("a"), GET_A, GET_B)
+    state = await walk(RecordedEnvironment([log], fallback=LiveEnvironment(SnapshotShelf)), log.prefix(1), put("b", 5), put("b", 6))
+    cold = Trajectory(state.tools, state.prompt, state.steps)
+    assert results(await walk(RecordedEnvironment([log]), cold, GET_A))[-1] == "2"
+    assert "differs" in (await RecordedEnvironment([log]).step(cold, GET_B)).error
 
 
 async def test_where_attempts_contradict_each_other_the_closest_one_is_asked():

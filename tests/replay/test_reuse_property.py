@@ -6,9 +6,12 @@ import asyncio
 import random
 from collections import Counter
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench import reuse
+from bench.programs.worlds import WORLDS, Bank, Keys, Tickets, spec
 from counterplay.core.nouns import Grade, Message, Trajectory
 from counterplay.replay.live import LiveEnvironment, execute, initial
 from counterplay.replay.recorded import RecordedEnvironment
@@ -90,3 +93,53 @@ def _random_action(chance: random.Random) -> Message:
     name = chance.choice("abcdef")
     read, write = ("get", {"name": name}), ("put", {"name": name, "n": 1})
     return act(chance.choices([read, write, ("total", {}), ("double", {})], [6, 3, 1, 0.3])[0])
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**9))
+def test_what_is_reused_is_true_in_worlds_of_every_shape_and_is_what_the_oracle_allows(world, seed):
+    """Never a wrong answer, never one that declared effects do not prove, and none that they prove left out."""
+    tally = played(world, random.Random(seed))
+    assert tally["wrong"] == 0
+    assert tally["beyond"] == 0
+    assert tally["reused"] == tally["oracle"]
+
+
+def played(world, chance: random.Random) -> Counter[str]:
+    logs = [reuse.executed(world, [reuse.action(world, chance) for _ in range(reuse.LENGTH)]) for _ in range(chance.randint(1, 3))]
+    fork, tally = chance.randrange(reuse.LENGTH), Counter()
+    reuse.grade(world, logs, fork, reuse.continued(world, logs[0], fork, logs[1:], chance), tally)
+    return tally
+
+
+def test_nine_tenths_of_what_an_oracle_allows_are_reused_and_a_look_up_by_name_and_arguments_is_often_wrong():
+    for row in reuse.measure(programs=40, seed=1):
+        assert row["of_oracle"] >= 0.9, row
+        assert row["wrong"] == 0, row
+        assert row["oracle"] > 0.5, "the worlds leave something to reuse"
+        assert row["known"] - row["oracle"] > 0.05, "and something that must not be"
+        assert row["lookup_wrong"] > 0.1, row
+
+
+class SaysTooLittle(Bank):
+    """A transfer that hides what it does to the other account."""
+
+    tools = tuple(spec("transfer", "write(account:{source})") if tool.name == "transfer" else tool for tool in Bank.tools)
+
+
+class SaysItIsARead(Keys):
+    tools = tuple(spec("append", "read(key:{key})") if tool.name == "append" else tool for tool in Keys.tools)
+
+
+class HidesTheList(Tickets):
+    """Opening numbers tickets in turn; a declaration of one ticket's title would make openings commute."""
+
+    tools = tuple(spec("open", "write(ticket:{title})") if tool.name == "open" else tool for tool in Tickets.tools)
+
+
+@pytest.mark.parametrize("world", [SaysTooLittle, SaysItIsARead, HidesTheList])
+def test_a_false_declaration_is_found_out_by_executing(world):
+    """The property can fail: a world that lies about its effects is caught by the same comparison."""
+    tallies = [played(world, random.Random(seed)) for seed in range(60)]
+    assert sum(tally["wrong"] for tally in tallies) > 0

@@ -97,12 +97,17 @@ async def play_tasks(
     from counterplay.search.rollout import play
 
     environments = [LiveEnvironment(lambda task=task: make_world(factory, task), task=task, max_steps=max_steps) for task in tasks]  # type: ignore[misc]
-    states = [await environment.initial() for environment in environments]
-    started = time.monotonic()
-    trajectories = await play(states, policy, environments, Budget(), max_steps=max_steps, concurrency=concurrency)
+    try:
+        states = [await environment.initial() for environment in environments]
+        started = time.monotonic()
+        trajectories = await play(states, policy, environments, Budget(), max_steps=max_steps, concurrency=concurrency)
+        seconds = time.monotonic() - started
+    finally:
+        for environment in environments:
+            await environment.aclose()
     for _ in tasks:
         on_task()
-    return Played(tuple(trajectories), time.monotonic() - started)
+    return Played(tuple(trajectories), seconds)
 
 
 async def evaluate(

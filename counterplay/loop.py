@@ -10,7 +10,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
@@ -134,7 +134,12 @@ class ToolFidelity:
 
 @dataclass(frozen=True)
 class Replayed:
-    """What re-enacting logged traces gave. `divergences` is the first of each unfaithful trace: trace, step, tool, kind, got, wanted."""
+    """What re-enacting logged traces gave.
+
+    `divergences` is the first of each unfaithful trace: trace, step, tool, kind, got, wanted; `kinds` counts them by kind. `drift` says in
+    words how the environment differs from the one that a trace was recorded in, with the traces it concerns; empty where it does not,
+    or where the log does not say.
+    """
 
     traces: int
     observations: int
@@ -143,11 +148,21 @@ class Replayed:
     outcomes_reproduced: int
     tools: tuple[ToolFidelity, ...] = ()
     divergences: tuple[Mapping[str, Any], ...] = ()
+    kinds: Mapping[str, int] = field(default_factory=dict)
+    drift: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def faithful(self) -> bool:
         """Everything that was logged came back. False where nothing could be checked."""
         return bool(self.observations) and not self.divergences and self.outcomes_reproduced == self.outcomes
+
+
+def comparable_of(store: Store) -> Callable[[str], str] | None:
+    """What the store's redaction makes of a text, so that live actions match redacted logs; None where nothing in it was redacted."""
+    from counterplay.connectors.redaction import PII, Redactor, rules_of
+
+    kinds = store.redactions()
+    return Redactor(store.salt, rules_of(("secrets", *(kind for kind in PII if kind in kinds)))).text if kinds else None
 
 
 async def replay(traces: Sequence[Trace], asked: Asked, *, on_trace: Callable[[], None] = _nothing) -> Replayed:
@@ -174,16 +189,35 @@ async def replay(traces: Sequence[Trace], asked: Asked, *, on_trace: Callable[[]
             {"trace": trace_id, "step": step, "tool": d.tool, "kind": d.kind, "got": d.got, "wanted": d.wanted}
             for trace_id, step, d in firsts
         ),
+        kinds=dict(Counter(d.kind for _, _, d in firsts).most_common()),
+        drift=await drifted(traces, asked),
     )
 
 
+async def drifted(traces: Sequence[Trace], asked: Asked) -> dict[str, tuple[str, ...]]:
+    """How the environment differs from the one each trace was recorded in, in words, with the traces. Nothing is played."""
+    from counterplay.replay.acting import fresh, release
+    from counterplay.replay.environment_fingerprint import Fingerprint, drift_of, environment_fingerprint
+
+    if asked.environment == "recorded":
+        return {}
+    against, made_of = _against(traces, asked), dict[str, Fingerprint]()
+    for trace in traces:
+        world = await fresh(against(trace))
+        try:
+            made_of[trace.id] = environment_fingerprint(world)
+        finally:
+            await release(world)
+    return drift_of(traces, lambda trace: made_of[trace.id])
+
+
 def _against(traces: Sequence[Trace], asked: Asked) -> Callable[[Trace], Any]:
-    from counterplay.parts import make_world, task_of, world_factory
+    from counterplay.parts import make_world, subject, world_factory
 
     if asked.environment == "recorded":
         return asked.make_environment(traces)
     factory = world_factory(asked.environment)
-    return lambda trace: lambda: make_world(factory, task_of(trace))
+    return lambda trace: lambda: make_world(factory, subject(factory, trace))
 
 
 @dataclass(frozen=True)

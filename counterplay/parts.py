@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from counterplay.core.protocols import Environment, Policy, Verifier
 from counterplay.replay.world import World
 
 EnvironmentOf = Callable[[Trace], Environment]
-WorldOf = Callable[[str], World]
+WorldOf = Callable[[Any], World | Awaitable[World]]
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Asked:
 
     `max_steps` None leaves the length of branches to the search (twice the log, for those that fork it).
     `price` is US dollars per million input and output tokens; None is unknown, and a limit in dollars is then refused.
+    `simulator` answers what the recordings do not hold; empty: nothing is simulated. `comparable` maps texts of logs and of live
+    actions before they are matched, as the store's redaction does; None compares them as they are.
     """
 
     policy: str = ""
@@ -36,6 +39,8 @@ class Asked:
     allow_external: frozenset[str] = frozenset()
     price: tuple[float, float] | None = None
     extra_body: Mapping[str, Any] | None = None
+    simulator: str = ""
+    comparable: Callable[[str], str] | None = None
 
     def make_policy(self, traces: Sequence[Trace] = ()) -> Policy:
         """The policy; `logged` proposes what `traces` did. Raises UserError where none was named."""
@@ -66,22 +71,32 @@ class Asked:
     def make_environment(self, traces: Sequence[Trace]) -> EnvironmentOf:
         """For each trace its environment: the recordings of its task, or a live world made for its task."""
         if self.environment != "recorded":
+            if self.simulator:
+                raise UserError(f"got --simulate {self.simulator} beside --environment {self.environment}", "one of them")
             return self._live(world_factory(self.environment))
         from counterplay.replay.recorded import RecordedEnvironment
 
+        fallback = self._simulation(traces) if self.simulator else None
+
         def recorded(trace: Trace) -> Environment:
             peers = [other.trajectory for other in traces if trace.task is not None and other.task == trace.task and other.id != trace.id]
-            return RecordedEnvironment([trace.trajectory, *peers])
+            return RecordedEnvironment([trace.trajectory, *peers], fallback=fallback, comparable=self.comparable)
 
         return recorded
+
+    def _simulation(self, traces: Sequence[Trace]) -> Environment:
+        from counterplay.replay.simulators import simulation_from_spec
+
+        base_url = self.base_url if self.simulator.startswith("openai:") else None
+        return simulation_from_spec(self.simulator, [trace.trajectory for trace in traces], base_url=base_url)
 
     def _live(self, factory: WorldOf) -> EnvironmentOf:
         from counterplay.replay.live import LiveEnvironment
 
         def live(trace: Trace) -> Environment:
-            task = task_of(trace)
+            task, made_for = task_of(trace), subject(factory, trace)
             return LiveEnvironment(
-                lambda: make_world(factory, task), task=task, max_steps=self.max_steps, allow_external=self.allow_external
+                lambda: make_world(factory, made_for), task=task, max_steps=self.max_steps, allow_external=self.allow_external
             )
 
         return live
@@ -129,16 +144,39 @@ def task_of(trace: Trace) -> str:
     return trace.task
 
 
-def make_world(factory: WorldOf, task: str) -> World:
-    """The world of a task. Raises UserError where the factory, which is the user's code, fails."""
+def subject(factory: WorldOf, trace: Trace) -> Any:
+    """What a factory is given: the task, or the whole trace where it says `takes_trace`."""
+    return trace if getattr(factory, "takes_trace", False) else task_of(trace)
+
+
+def make_world(factory: WorldOf, task: Any) -> World | Awaitable[World]:
+    """The world of a task, or what becomes it where the factory is async. Raises UserError where the factory, the user's code, fails."""
+    with _explained(task):
+        made = factory(task)
+    return _awaited(made, task) if inspect.isawaitable(made) else _checked(made, task)
+
+
+async def _awaited(made: Awaitable[World], task: Any) -> World:
+    with _explained(task):
+        world = await made
+    return _checked(world, task)
+
+
+@contextmanager
+def _explained(task: Any) -> Iterator[None]:
     try:
-        world = factory(task)
+        yield
     except CounterplayError:
         raise
     except Exception as error:
-        raise UserError(f"the environment made no world for task {task!r}: {type(error).__name__}: {error}", "a world") from error
+        of = f"trace {task.id}" if isinstance(task, Trace) else f"task {task!r}"
+        raise UserError(f"the environment made no world for {of}: {type(error).__name__}: {error}", "a world") from error
+
+
+def _checked(world: World, task: Any) -> World:
     if not isinstance(world, World):
-        raise UserError(f"the environment gave a {type(world).__name__} for task {task!r}", "an object with tools, prompt and call")
+        of = f"trace {task.id}" if isinstance(task, Trace) else f"task {task!r}"
+        raise UserError(f"the environment gave a {type(world).__name__} for {of}", "an object with tools, prompt and call")
     wrong = [*(t for t in world.tools if not isinstance(t, ToolSpec)), *(m for m in world.prompt if not isinstance(m, Message))]
     if wrong:
         do = "ToolSpec.from_openai and Message.from_openai take dicts."

@@ -15,7 +15,8 @@ from counterplay.core.errors import UserError
 class Plan:
     """How to search. `fork` is `start`, `pivot` or a step number.
 
-    `budget` is for all traces together, `trace_budget` for each; both as text, empty is no limit.
+    `budget` is for all traces together, `trace_budget` for each; both as text, empty is no limit. `named` and `forked` say whether
+    the user chose the algorithm and the fork; what she left open may be replaced where an environment can't be restored.
     """
 
     algorithm: str = "fork_best_of_n"
@@ -24,12 +25,19 @@ class Plan:
     budget: str = ""
     trace_budget: str = ""
     concurrency: int = 64
+    named: bool = True
+    forked: bool = True
 
     @classmethod
-    def parse(cls, algorithm: str, options: Sequence[str], **settings: Any) -> Plan:
-        """Check names and values as a user writes them. Raises UserError on an unknown algorithm or option, or a value of another type."""
+    def parse(cls, algorithm: str | None, options: Sequence[str], *, fork: str | None = None, **settings: Any) -> Plan:
+        """Check names and values as a user writes them; None is what she left open.
+
+        Raises UserError on an unknown algorithm or option, or a value of another type.
+        """
         from counterplay.search.registry import SEARCHES, find, parse_options
 
+        settings |= {"named": algorithm is not None, "forked": fork is not None, "fork": fork or cls.fork}
+        algorithm = algorithm or cls.algorithm
         if algorithm != "stitch" and algorithm not in SEARCHES:
             raise UserError(f"got search {algorithm!r}", f"one of {', '.join([*SEARCHES, 'stitch'])}")
         malformed = next((text for text in options if "=" not in text), None)

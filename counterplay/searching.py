@@ -15,6 +15,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from counterplay import __version__
+from counterplay.branch_usage import TalliedPolicy, usage_config
+from counterplay.choosing import JournaledLines, fit, opened, weighs_prefixes
 from counterplay.core.canonical import canonical, content_key
 from counterplay.core.errors import CounterplayError, StoreError, UserError
 from counterplay.core.journal import Journal, JournaledEnvironment, JournaledPolicy, JournaledVerifier
@@ -23,13 +25,16 @@ from counterplay.core.protocols import fingerprint_of
 from counterplay.core.records import SearchRecord
 from counterplay.parts import closing
 from counterplay.plan import Plan
+from counterplay.replay.capabilities import Capabilities, capabilities
 from counterplay.replay.fork import fork
+from counterplay.replay.live import LiveEnvironment
 from counterplay.search.localise import first_drop
 from counterplay.search.registry import LOGGED, find, options
 from counterplay.search.stitch import stitch
 from counterplay.search.tree import SearchTree
 
 if TYPE_CHECKING:
+    from counterplay.core.protocols import Environment
     from counterplay.core.store import Store
     from counterplay.parts import Asked
 
@@ -87,7 +92,7 @@ class Searching:
         self.policy, self.verifier = asked.make_policy(traces), asked.make_verifier()
         self.environment_of = asked.make_environment(traces)
         self.share = plan.share(len(self.traces))
-        self.held = {row.id: row for row in store.searches(algorithm=plan.algorithm)}
+        self.held = {row.id: row for row in store.searches()}
         self._unwritten: list[SearchRecord] = []
         self._errors: list[CounterplayError] = []
         self._written_s = time.monotonic()
@@ -129,56 +134,69 @@ class Searching:
             return done
 
     async def _one(self, trace: Trace) -> Done:
-        state = await self._start(trace)
-        environment, budget = self.environment_of(trace), self.share()
-        config = {**self._options(), "fork": self.plan.fork, "budget": asdict(budget.limits), "code": __version__}
+        async with opened(self.environment_of(trace)) as environment:
+            return await self._searched(trace, environment)
+
+    async def _searched(self, trace: Trace, environment: Environment) -> Done:
+        found, journal = capabilities(environment), self._journal(trace)
+        plan, why = await self._fitted(trace, found)
+        state, budget, options = await self._start(trace, plan), self.share(), self._options(plan)
+        config = {**options, "fork": plan.fork, "budget": asdict(budget.limits), "code": __version__}
         parts = [fingerprint_of(part) for part in (self.policy, environment, self.verifier)]
-        search_id = content_key("search", self.plan.algorithm, trace.id, state.key, canonical(config), *parts)
+        search_id = content_key("search", plan.algorithm, trace.id, state.key, canonical(config), *parts)
         held = self.held.get(search_id)
         if held is not None and _CLOCK not in held.stopped:
             record = self.store.search(search_id)
             if not record.config.get("failures"):
                 return Done(record, held=True)
-        journal = self._journal(trace)
-        policy = JournaledPolicy(self.policy, journal)
-        run = partial(find(self.plan.algorithm), **self._options())
-        tree: SearchTree = await run(
-            state, policy, JournaledEnvironment(environment, journal), JournaledVerifier(self.verifier, journal), budget
-        )
-        tree.config = {**tree.config, **config, "policy": parts[0], "environment": parts[1], "verifier": parts[2]}
-        record = tree.to_record(
-            search_id, trace=trace.id, task=trace.task, fork_step=len(state) if self.plan.algorithm not in LOGGED else 0
-        )
+        asked = JournaledPolicy(self.policy, journal)
+        policy, played = TalliedPolicy(asked), (JournaledEnvironment if found.forks else JournaledLines)(environment, journal)
+        run = partial(find(plan.algorithm), **options)
+        tree: SearchTree = await run(state, policy, played, JournaledVerifier(self.verifier, journal), budget)
+        usage = usage_config(tree, policy.by_state)
+        names = dict(zip(("policy", "environment", "verifier"), parts, strict=True))
+        made_of = environment.made_of.to_record() if isinstance(environment, LiveEnvironment) else None
+        told = {"chosen": why, "made_of": made_of, "usage": usage}
+        tree.config = {**tree.config, **config, **names, **{name: value for name, value in told.items() if value}}
+        fork_step = len(state) if plan.algorithm not in LOGGED else 0
+        record = tree.to_record(search_id, trace=trace.id, task=trace.task, fork_step=fork_step)
         self._unwritten.append(record)
         self._write()
-        return Done(record, policy.live_calls)
+        return Done(record, asked.live_calls)
 
-    async def _start(self, trace: Trace) -> State:
+    async def _fitted(self, trace: Trace, found: Capabilities) -> tuple[Plan, str]:
+        """The plan as far as the environment allows it, and why it is another than was asked for."""
+        if found.forks and found.reenacts:
+            return self.plan, ""
+        process = not found.forks and await weighs_prefixes(JournaledVerifier(self.verifier, self._journal(trace)), trace.trajectory)
+        return fit(self.plan, found, named=self.plan.named, forked=self.plan.forked, process=process)
+
+    async def _start(self, trace: Trace, plan: Plan) -> State:
         """The state to search from: the whole log for searches that fork it themselves, else the state at the fork."""
         if not trace.trajectory.steps:
             raise UserError(f"trace {trace.id} has no steps", "a trace with at least one model call")
-        if self.plan.algorithm in LOGGED:
+        if plan.algorithm in LOGGED:
             if trace.completeness.inputs not in ("full", "stitched"):
                 raise UserError(
                     f"the prompts of trace {trace.id} were logged as '{trace.completeness.inputs}'", "prompts that are known whole"
                 )
             return trace.trajectory
-        if self.plan.fork == "start":
+        if plan.fork == "start":
             return fork(trace, 0)
-        if self.plan.fork == "pivot":
+        if plan.fork == "pivot":
             verifier = JournaledVerifier(self.verifier, self._journal(trace))
             return fork(trace, (await first_drop(trace.trajectory, verifier)).step or 0)
         try:
-            return fork(trace, int(self.plan.fork))
+            return fork(trace, int(plan.fork))
         except ValueError:
-            raise UserError(f"got --fork {self.plan.fork!r}", "start, pivot, or a step number") from None
+            raise UserError(f"got --fork {plan.fork!r}", "start, pivot, or a step number") from None
 
     def _journal(self, trace: Trace) -> Journal:
         """One journal a trace: entries are keyed by what was asked, so a larger budget or another algorithm pays for nothing twice."""
         return self.store.journal(f"search/{trace.id}")
 
-    def _options(self) -> dict[str, Any]:
-        known, given = options(find(self.plan.algorithm)), dict(self.plan.options)
+    def _options(self, plan: Plan) -> dict[str, Any]:
+        known, given = options(find(plan.algorithm)), dict(plan.options)
         given.setdefault("seed", self.asked.seed)
         if self.asked.max_steps is not None:
             given.setdefault("max_steps", self.asked.max_steps)

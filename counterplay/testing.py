@@ -1,4 +1,5 @@
-"""Conformance checks for the tests of parts that others write: `check_connector` for log formats, `check_world` for environments.
+"""Conformance checks for the tests of parts that others write: `check_connector` for log formats, `check_world` for worlds,
+`check_environment` for any environment.
 
 Names are imported on first use; each check is described where it is defined.
 """
@@ -8,13 +9,18 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-_HOME_OF = {"check_connector": "connectors.testing", "check_item": "connectors.testing", "check_world": "replay.testing"}
+_HOME_OF = {
+    "check_connector": "connectors.testing",
+    "check_environment": "replay.testing",
+    "check_item": "connectors.testing",
+    "check_world": "replay.testing",
+}
 
-__all__ = ["check_connector", "check_item", "check_world"]
+__all__ = ["check_connector", "check_environment", "check_item", "check_world"]
 
 if TYPE_CHECKING:
     from counterplay.connectors.testing import check_connector, check_item
-    from counterplay.replay.testing import check_world
+    from counterplay.replay.testing import check_environment, check_world
 
 
 def __getattr__(name: str) -> Any:

@@ -23,7 +23,11 @@ def replayed(report: Replayed) -> list[Any]:
     rows.append(("all", report.observations, report.reproduced, _share(report.reproduced, report.observations)))
     rows.append(("outcomes", report.outcomes, report.outcomes_reproduced, _share(report.outcomes_reproduced, report.outcomes)))
     tables: list[Any] = [console.table(f"fidelity over {report.traces} traces", ["tool", "logged", "reproduced", "share"], rows)]
+    if report.drift:
+        drifts = [(words, len(traces), traces[0]) for words, traces in report.drift.items()]
+        tables.append(console.table("the environment is not the one that was recorded", ["what changed", "traces", "for example"], drifts))
     if report.divergences:
+        tables.append(console.table("first divergence of each trace", ["kind", "traces"], list(report.kinds.items())))
         names = ["trace", "step", "tool", "kind", "got", "wanted"]
         shown = [[_cut(divergence[name]) for name in names] for divergence in report.divergences[:20]]
         tables.append(console.table(f"first divergences ({len(report.divergences)} traces)", names, shown))

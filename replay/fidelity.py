@@ -6,14 +6,15 @@ a difference is named: which step, which tool, of which kind.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from counterplay.core.errors import DivergenceError
 from counterplay.core.nouns import Step, Trajectory
 from counterplay.core.protocols import Environment
-from counterplay.replay.live import Comparable, Divergence, close_world, compare, execute_except, withheld
-from counterplay.replay.world import World
+from counterplay.replay.acting import act_except, fresh, release, withheld
+from counterplay.replay.divergence import Comparable, Divergence, compare
+from counterplay.replay.world import Factory, World
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ class FidelityReport:
 
 async def check(
     trajectory: Trajectory,
-    against: Callable[[], World] | Environment,
+    against: Factory | Environment,
     *,
     comparable: Comparable | None = None,
     allow_external: Iterable[str] = (),
@@ -103,7 +104,7 @@ async def check(
     if isinstance(against, Environment):
         played = await _ask(trajectory, against)
     else:
-        played = _act_out(trajectory, against, frozenset(allow_external))
+        played = await _act_out(trajectory, against, frozenset(allow_external))
     checks: list[ObservationCheck] = []
     divergences = []
     for i, (recorded, (got, skipped)) in enumerate(zip(trajectory.steps, played, strict=True)):
@@ -121,23 +122,23 @@ _Played = tuple[Step, frozenset[int]]
 """A step as it was acted out, and the places of its observations that were not asked for."""
 
 
-def _act_out(trajectory: Trajectory, factory: Callable[[], World], allow_external: frozenset[str]) -> list[_Played]:
-    world = factory()
+async def _act_out(trajectory: Trajectory, factory: Factory, allow_external: frozenset[str]) -> list[_Played]:
+    world = await fresh(factory)
     try:
-        played = [_execute(world, recorded, allow_external) for recorded in trajectory.steps]
+        played = [await _execute(world, recorded, allow_external) for recorded in trajectory.steps]
         if played and not played[-1][0].terminated:
             last, skipped = played[-1]
             played[-1] = (replace(last, reward=getattr(world, "reward", None)), skipped)
         return played
     finally:
-        close_world(world)
+        await release(world)
 
 
-def _execute(world: World, recorded: Step, allow_external: frozenset[str]) -> _Played:
+async def _execute(world: World, recorded: Step, allow_external: frozenset[str]) -> _Played:
     if not recorded.action.tool_calls and not hasattr(world, "reply"):
-        return execute_except(world, recorded, ()), _everything(recorded)
+        return await act_except(world, recorded, ()), _everything(recorded)
     places = withheld(world, recorded.action, allow_external)
-    return execute_except(world, recorded, places), frozenset(places)
+    return await act_except(world, recorded, places), frozenset(places)
 
 
 async def _ask(trajectory: Trajectory, environment: Environment) -> list[_Played]:

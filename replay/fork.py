@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from counterplay.core.canonical import dumps
 from counterplay.core.errors import UserError
-from counterplay.core.nouns import Coverage, State, Trace, Trajectory
+from counterplay.core.nouns import Coverage, Message, State, Trace, Trajectory
 
+_REASONING = ("reasoning_content", "reasoning")
 _TRUSTED: tuple[Coverage, ...] = ("full", "stitched")
 
 
@@ -43,14 +45,23 @@ def fork_points(source: Trace | Trajectory, *, trajectory: int = 0) -> tuple[For
     return tuple(ForkPoint(i, path.prefix(i).key, path.steps[i].action.signature) for i in usable)
 
 
-def request_messages(state: State) -> bytes:
-    """The `messages` array of the next model call as the exact bytes of the log, joined: equal prefixes give equal bytes."""
-    return _array(message.wire for message in state.messages)
+def request_messages(state: State, *, reasoning: bool = True) -> bytes:
+    """The `messages` array of the next model call as the exact bytes of the log, joined: equal prefixes give equal bytes.
+
+    `reasoning=False` leaves out what the model thought in earlier steps, as clients do that do not send it back.
+    """
+    return _array(message.wire if reasoning else _without_reasoning(message) for message in state.messages)
 
 
 def request_tools(state: State) -> bytes:
     """The `tools` array of the next model call, likewise."""
     return _array(tool.wire for tool in state.tools)
+
+
+def _without_reasoning(message: Message) -> str:
+    if message.role != "assistant" or message.reasoning is None:
+        return message.wire
+    return dumps({name: value for name, value in message.fields.items() if name not in _REASONING})
 
 
 def _array(wires: Iterable[str]) -> bytes:

@@ -18,6 +18,7 @@ from counterplay.core.canonical import content_key, dumps
 from counterplay.core.errors import CounterplayError, PolicyError, UserError
 from counterplay.core.nouns import Proposal, State, Usage
 from counterplay.core.protocols import first_draw
+from counterplay.replay.fork import request_messages, request_tools
 from counterplay.replay.openai_answers import Answer, Price, proposals_of, read_answer
 from counterplay.replay.siblings import sibling_priors
 
@@ -76,7 +77,8 @@ class OpenAIPolicy:
     up to `retries` times on 408, 409, 429, 5xx, timeouts (`timeout_s`) and lost connections. `prices` maps model names to `Price`;
     without one, cost is None. `n_support` says whether the server honours `n`: `auto` tries and remembers. `logprobs` asks for
     log-probabilities, until the server shows that it gives none. `extra_body` holds further fields of the request.
-    `parse_text_calls` reads `<tool_call>` text as tool calls where a server has not. `http_client` is an `httpx2.AsyncClient` of
+    `parse_text_calls` reads `<tool_call>` text as tool calls where a server has not. `send_reasoning` says whether the agent sends
+    the reasoning of earlier steps back, as it was logged. `http_client` is an `httpx2.AsyncClient` of
     your own, for one event loop.
 
     The fingerprint covers model and parameters, not the address: the same model behind another port is the same policy.
@@ -99,6 +101,7 @@ class OpenAIPolicy:
         logprobs: bool = False,
         extra_body: Mapping[str, Any] | None = None,
         parse_text_calls: bool = True,
+        send_reasoning: bool = True,
         http_client: httpx2.AsyncClient | None = None,
     ) -> None:
         base_url = base_url or os.environ.get("OPENAI_BASE_URL")
@@ -110,13 +113,15 @@ class OpenAIPolicy:
         self.model, self.base_url, self.name = model, base_url, model
         self.max_tokens, self.seed, self.concurrency = max_tokens, seed, concurrency
         self.retries, self.timeout_s, self.parse_text_calls = retries, timeout_s, parse_text_calls
+        self.send_reasoning = send_reasoning
         self.price = (prices or {}).get(model)
         self.tally = Tally()
         self._honours_n = {"auto": None, "always": True, "never": False}[n_support]
         self._logprobs = logprobs
         sent = {"temperature": temperature, "max_tokens": max_tokens}
         self._params = {name: value for name, value in sent.items() if value is not None} | dict(extra_body or {})
-        self.fingerprint = f"openai:{content_key(model, dumps(self._params), str(seed), str(logprobs), str(parse_text_calls))}"
+        unsent = () if send_reasoning else ("reasoning unsent",)
+        self.fingerprint = f"openai:{content_key(model, dumps(self._params), str(seed), str(logprobs), str(parse_text_calls), *unsent)}"
         self._http_client = http_client
         self._client: openai.AsyncOpenAI | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -214,10 +219,10 @@ class OpenAIPolicy:
 
     def _body(self, state: State, start: int, n: int) -> bytes:
         """The request: stored bytes in a fixed order. What varies from draw to draw comes last."""
-        parts = [f'"model":{dumps(self.model)}']
+        parts = [b'"model":' + dumps(self.model).encode()]
         if state.tools:
-            parts.append(f'"tools":[{",".join(tool.wire for tool in state.tools)}]')
-        parts.append(f'"messages":[{",".join(message.wire for message in state.messages)}]')
+            parts.append(b'"tools":' + request_tools(state))
+        parts.append(b'"messages":' + request_messages(state, reasoning=self.send_reasoning))
         varying: dict[str, Any] = dict(self._params)
         if self._logprobs:
             varying["logprobs"] = True
@@ -226,8 +231,8 @@ class OpenAIPolicy:
         if self.seed is not None:
             drawn = blake2b(f"{self.seed}\n{state.key}\n{start}".encode(), digest_size=4).digest()
             varying["seed"] = int.from_bytes(drawn) >> 1
-        parts += [f"{dumps(name)}:{dumps(value)}" for name, value in varying.items()]
-        return f"{{{','.join(parts)}}}".encode()
+        parts += [f"{dumps(name)}:{dumps(value)}".encode() for name, value in varying.items()]
+        return b"{" + b",".join(parts) + b"}"
 
     async def _post(self, client: openai.AsyncOpenAI, body: bytes) -> bytes:
         import httpx2

@@ -17,7 +17,9 @@ from counterplay.search.best_of_n import best_of_n
 from counterplay.search.dvts import dvts
 from counterplay.search.fork import fork_best_of_n
 from counterplay.search.gumbel import gumbel
+from counterplay.search.independent import independent
 from counterplay.search.lats import lats
+from counterplay.search.lookahead import lookahead
 from counterplay.search.mcts import mcts
 from counterplay.search.mcts_star import mcts_star
 from counterplay.search.particles import particle_filter
@@ -38,6 +40,8 @@ SEARCHES: Mapping[str, SearchFunction] = MappingProxyType(
         "greedy": greedy,
         "self_consistency": self_consistency,
         "best_of_n": best_of_n,
+        "independent": independent,
+        "lookahead": lookahead,
         "archive": archive,
         "beam": beam,
         "dvts": dvts,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -96,19 +97,20 @@ def localise(
 @bounded
 def search(
     name: Annotated[
-        str, typer.Option("--search", help="best_of_n, beam, mcts, fork_best_of_n, repair, greedy, rollout; or stitch: log-only, no model.")
-    ] = "fork_best_of_n",
+        str | None,
+        typer.Option("--search", help="best_of_n, beam, mcts, fork_best_of_n, repair, greedy, rollout; or stitch: log-only, no model."),
+    ] = None,
     policy: PolicySpec = "",
     environment: EnvironmentSpec = "recorded",
     verifier: VerifierSpecs = None,
     store: StoreFile = DEFAULT_STORE,
     option: Annotated[list[str] | None, typer.Option("--option", help="An option of the algorithm, key=value; see docs/papers.md.")] = None,
     fork: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--fork", help="Where searches that go on from a state begin: start, pivot (where a verifier's value drops), or a step."
         ),
-    ] = "pivot",
+    ] = None,
     trace: TraceIds = None,
     which: Annotated[str, typer.Option("--select", help="failed, succeeded or all; failed, and for stitch all, where not given.")] = "",
     agent: Agent = None,
@@ -126,6 +128,10 @@ def search(
     ] = None,
     price: Price = None,
     extra_body: ExtraBody = None,
+    simulate: Annotated[
+        str,
+        typer.Option("--simulate", help="Answer what the recordings do not hold: nearest, openai:MODEL or module:attr; graded simulated."),
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Search what else the agent could have done. Killed and run again, it goes on where it stopped."""
@@ -144,9 +150,11 @@ def search(
         frozenset(allow_external or ()),
         parts.price_from(price),
         parts.json_object(extra_body, "--extra-body"),
+        simulate,
     )
     how = Plan.parse(name, option or [], fork=fork, budget=budget, trace_budget=trace_budget, concurrency=concurrency)
     with loop.opened(store) as opened:
+        asked = replace(asked, comparable=loop.comparable_of(opened))
         chosen = loop.select(opened, trace_ids=trace, which=which or ("all" if name == "stitch" else "failed"), agent=agent, limit=limit)
         some(chosen, store)
         with console.ticking("searching", len(chosen), quiet=as_json) as tick:

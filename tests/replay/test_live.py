@@ -100,7 +100,7 @@ async def test_without_snapshots_a_linear_walk_is_linear_and_a_fork_is_executed_
 async def test_the_cache_is_bounded_and_the_nearest_kept_ancestor_is_used():
     environment = LiveEnvironment(SnapshotShelf, cache_states=2)
     state = await walk(environment, await environment.initial(), *[put("a", 1)] * 10)
-    assert len(environment._kept._states) == 2
+    assert len(environment._kept) == 2
     Shelf.executed.clear()
     await environment.step(state.prefix(10), TOTAL)
     assert Shelf.executed["put"] == 0

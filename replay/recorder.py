@@ -7,27 +7,23 @@ line that was torn by a kill is cut off when the file is opened again, and tasks
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import gzip
 import os
-import threading
 import time
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 from counterplay.core.canonical import content_key, dumps, loads
 from counterplay.core.errors import PolicyError, UserError
-from counterplay.core.nouns import Call, Outcome, State, Trajectory, Usage, parse_json_object
+from counterplay.core.nouns import Call, Outcome, State, Trajectory, Usage
 from counterplay.core.protocols import Environment, Policy, first_draw
+from counterplay.replay.appending import Appender
 from counterplay.replay.live import LiveEnvironment
 from counterplay.replay.world import World
 
-_CHUNK_BYTES = 1 << 20
-_OPENING = b'{"id":'
+_OPENINGS = (b'{"id":',)
 
 
 @dataclass(frozen=True)
@@ -87,16 +83,12 @@ class Recorder:
     def __init__(self, path: str | os.PathLike[str], *, agent: str | None = None, session: str | None = None) -> None:
         self.path, self.agent, self.session = Path(path), agent, session
         self.recorded: set[tuple[str, int]] = set()
-        self._compressed = self.path.suffix == ".gz"
-        self._file: BinaryIO | None = None
-        self._lock = threading.Lock()
+        self._file: Appender | None = None
 
     def __enter__(self) -> Self:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = self.path.open("ab+", buffering=0)
+        file = Appender(self.path, openings=_OPENINGS, kind="a recording", writer="a Recorder")
         try:
-            with _exclusive(file):
-                self._take_stock(file)
+            file.scan(self._take_stock)
         except BaseException:
             file.close()
             raise
@@ -128,36 +120,22 @@ class Recorder:
         head = {"id": identity, "task": task, "session": self.session, "agent": self.agent}
         fields["metadata"] = {"attempt": attempt, **fields["metadata"]}
         line = _render({**head, **fields, "tags": list(tags)}, trajectory)
-        data = gzip.compress(line, mtime=0) if self._compressed else line
-        with self._lock:
-            if self._file is None:
-                raise UserError("got a write to a closed recording", "an open one", "Use it as: with Recorder(path) as recorder.")
-            with _exclusive(self._file):
-                _append(self._file, data)
+        if self._file is None:
+            raise UserError("got a write to a closed recording", "an open one", "Use it as: with Recorder(path) as recorder.")
+        self._file.write(line)
         if task is not None:
             self.recorded.add((task, attempt))
         return identity
 
-    def _take_stock(self, file: BinaryIO) -> None:
-        for end, line in _lines(file, compressed=self._compressed):
-            if not line.endswith(b"\n") and parse_json_object(line.decode(errors="replace")) is None:
-                if line[: len(_OPENING)] != _OPENING[: len(line)]:
-                    raise self._foreign(end)
-                file.truncate(end)
-                return
-            try:
-                fields = loads(line.decode())
-                task, attempt = fields["task"], fields["metadata"].get("attempt", 0)
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise self._foreign(end) from None
-            if not line.endswith(b"\n"):
-                _append(file, b"\n")
-            if task is not None:
-                self.recorded.add((task, attempt))
-
-    def _foreign(self, offset: int) -> UserError:
-        got = f"{self.path} holds something that is not a recording near byte {offset}"
-        return UserError(got, "one JSON object a line, written by a Recorder", "Give a path of its own.")
+    def _take_stock(self, line: bytes) -> bool:
+        try:
+            fields = loads(line.decode())
+            task, attempt = fields["task"], fields["metadata"].get("attempt", 0)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return False
+        if task is not None:
+            self.recorded.add((task, attempt))
+        return True
 
 
 @dataclass(frozen=True)
@@ -171,7 +149,7 @@ class Recording:
 
 async def record(
     tasks: Iterable[str],
-    world_factory: Callable[[str], World],
+    world_factory: Callable[[str], World | Awaitable[World]],
     policy: Policy,
     recorder: Recorder,
     *,
@@ -205,8 +183,9 @@ async def record(
             except PolicyError as error:
                 return str(error)
             finally:
-                environment.close()
-            recorder.write(played.trajectory, played.calls, task=task, attempt=attempt)
+                await environment.aclose()
+            made_of = {"environment": environment.made_of.to_record()}
+            recorder.write(played.trajectory, played.calls, task=task, attempt=attempt, metadata=made_of)
             if progress is not None:
                 progress(task)
             return None
@@ -277,64 +256,3 @@ def _render(fields: Mapping[str, Any], trajectory: Trajectory) -> bytes:
 def _joined(wires: Iterable[str]) -> str:
     # A wire taken from pretty-printed JSON may hold line breaks between its tokens; a line of JSONL may not.
     return "[" + ",".join(dumps(loads(wire)) if "\n" in wire or "\r" in wire else wire for wire in wires) + "]"
-
-
-def _append(file: BinaryIO, data: bytes) -> None:
-    """Write all of it or nothing: what a full disk cut short is taken back."""
-    start, view = file.seek(0, os.SEEK_END), memoryview(data)
-    try:
-        while view:
-            view = view[file.write(view) :]
-    except BaseException:
-        file.truncate(start)
-        raise
-
-
-def _lines(file: BinaryIO, *, compressed: bool) -> Iterator[tuple[int, bytes]]:
-    """Lines with the offset behind each. A torn tail comes last, without a line break and with the offset in front of it.
-
-    In a compressed file every line is a gzip member of its own.
-    """
-    file.seek(0)
-    if compressed:
-        yield from _gzip_members(file)
-        return
-    end = 0
-    with os.fdopen(os.dup(file.fileno()), "rb") as lines:
-        for line in lines:
-            end += len(line) if line.endswith(b"\n") else 0
-            yield end, line
-
-
-def _gzip_members(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    end, pending, text = 0, b"", b""
-    member, consumed = zlib.decompressobj(wbits=31), 0
-    while chunk := pending or file.read(_CHUNK_BYTES):
-        try:
-            text += member.decompress(chunk)
-        except zlib.error:
-            yield end, b"\0"  # not gzip, so not ours to cut
-            return
-        pending = member.unused_data
-        consumed += len(chunk) - len(pending)
-        if member.eof:
-            end += consumed
-            yield end, text if text.endswith(b"\n") else b"\0"
-            member, consumed, text = zlib.decompressobj(wbits=31), 0, b""
-    if consumed:
-        yield end, text[:-2]  # never whole, even where only the checksum is missing
-
-
-@contextlib.contextmanager
-def _exclusive(file: BinaryIO) -> Iterator[None]:
-    """Hold the file against other processes, where the system can."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    fcntl.flock(file, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        fcntl.flock(file, fcntl.LOCK_UN)

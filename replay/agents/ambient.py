@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, cast
 
 from counterplay.core.effects import EXTERNAL, Effect
 from counterplay.core.nouns import parse_json_object
+from counterplay.replay.agents.install import PATCHES
 
 Api: TypeAlias = Literal["chat", "responses", "messages", "other"]
 """OpenAI Chat Completions, OpenAI Responses, Anthropic Messages; anything else that a model server offers, embeddings for one."""
@@ -97,14 +98,40 @@ class Interruption(BaseException):
 
 @dataclass
 class _Active:
-    """Every run in progress in this process."""
+    """Every run in progress in this process, and the threads that runs were begun in."""
 
     interceptors: list[Interceptor] = field(default_factory=list)
+    threads: list[int] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def has(self, interceptor: object) -> bool:
+        return any(active is interceptor for active in self.interceptors)
+
+    def begin(self, interceptor: Interceptor) -> int:
+        with self.lock:
+            self.interceptors.append(interceptor)
+            self.threads.append(here := threading.get_ident())
+        return here
+
+    def end(self, interceptor: Interceptor, thread: int) -> None:
+        with self.lock:
+            last = max(at for at, active in enumerate(self.interceptors) if active is interceptor)
+            del self.interceptors[last]
+            self.threads.remove(thread)
+
+
+class _OfThread(threading.local):
+    """What the code that started this thread belonged to, where that is known; None is unknown."""
+
+    interceptor: object | None = None
+    covered = 0
 
 
 _ACTIVE = _Active()
 _CURRENT: ContextVar[Interceptor | None] = ContextVar("counterplay_interceptor", default=None)
+_COVERED: ContextVar[int | None] = ContextVar("counterplay_covered", default=None)
+"""What of the run's calls goes on round this code, see `calls.covered`. None is unknown: its thread may know."""
+_OF_THREAD = _OfThread()
 
 
 def current() -> Interceptor | None:
@@ -114,19 +141,39 @@ def current() -> Interceptor | None:
         return None
     found = _CURRENT.get()
     if found is not None:
-        return found if found in interceptors else None
-    return interceptors[0] if len(interceptors) == 1 else None
+        return found if _ACTIVE.has(found) else None
+    return _of_thread(interceptors)
+
+
+def _of_thread(interceptors: list[Interceptor]) -> Interceptor | None:
+    """For code without the context: a thread that a run started is of that run. A thread of unknown origin, or of a run that
+    is over, is of the one active run; but in the main thread, and in one that a run was begun in, such code is outside of it.
+    """
+    starter = _OF_THREAD.interceptor
+    if isinstance(starter, Nobody):
+        return None
+    if starter is not None and _ACTIVE.has(starter):
+        return cast("Interceptor", starter)
+    here = threading.get_ident()
+    if len(interceptors) != 1 or here == threading.main_thread().ident or here in _ACTIVE.threads:
+        return None
+    return interceptors[0]
+
+
+class Nobody:
+    """Stands for the run of code that is known to be outside of all runs."""
 
 
 @contextmanager
 def intercepting(interceptor: Interceptor) -> Iterator[None]:
     """Show every call made in this block, and in the tasks and threads it starts, to `interceptor`."""
-    with _ACTIVE.lock:
-        _ACTIVE.interceptors.append(interceptor)
-    token = _CURRENT.set(interceptor)
+    PATCHES.install()
+    thread = _ACTIVE.begin(interceptor)
+    token, covered = _CURRENT.set(interceptor), _COVERED.set(0)
     try:
         yield
     finally:
+        _COVERED.reset(covered)
         _CURRENT.reset(token)
-        with _ACTIVE.lock:
-            _ACTIVE.interceptors.remove(interceptor)
+        _ACTIVE.end(interceptor, thread)
+        PATCHES.uninstall()

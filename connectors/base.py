@@ -53,6 +53,7 @@ _BUILTIN = {
     "phoenix": "counterplay.connectors.phoenix:CONNECTOR",
     "prm-data": "counterplay.connectors.prm_data:CONNECTOR",
     "swe-agent": "counterplay.connectors.swe_agent:CONNECTOR",
+    "tape": "counterplay.connectors.tape:CONNECTOR",
     "tau-bench": "counterplay.connectors.tau_bench:CONNECTOR",
     "tau2": "counterplay.connectors.tau2:CONNECTOR",
     "toolbench": "counterplay.connectors.toolbench:CONNECTOR",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from counterplay.version import __version__
 
 _HOMES = {
     "core.nouns": "Call Completeness Grade Message Outcome Proposal Score Source State Step ToolCall ToolSpec Trace Trajectory Usage",
@@ -18,6 +18,9 @@ _HOMES = {
     "core.protocols": "Environment Policy Verifier",
     "core.errors": "CounterplayError UserError",
     "core.store": "Store",
+    "recording": "record",
+    "reenact": "agent_environment replay_agent",
+    "replay.effects": "tool",
     "search.tree": "Node SearchTree",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
@@ -48,6 +51,10 @@ if TYPE_CHECKING:
     from counterplay.core.protocols import Policy as Policy
     from counterplay.core.protocols import Verifier as Verifier
     from counterplay.core.store import Store as Store
+    from counterplay.recording import record as record
+    from counterplay.reenact import agent_environment as agent_environment
+    from counterplay.reenact import replay_agent as replay_agent
+    from counterplay.replay.effects import tool as tool
     from counterplay.search.tree import Node as Node
     from counterplay.search.tree import SearchTree as SearchTree
 

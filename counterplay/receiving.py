@@ -7,22 +7,19 @@ new revision when spans come late. The store is open only while a batch is writt
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from counterplay.core.errors import StoreError, UserError
+from counterplay.core.errors import StoreError
 from counterplay.inbox import Due, Inbox
 from counterplay.otlp_http import Endpoint, Export, Refused
 from counterplay.reading import Door
+from counterplay.serving import address, listening, server, until_signal
 from counterplay.settling import Settler
 from counterplay.spool import Spool
 
@@ -32,7 +29,6 @@ _TICK_S = 0.25
 _REST_S = 1.0
 _RETRY_S = 1
 _PATIENCE_S = 3.0
-_GRACE_S = 10
 
 
 @dataclass(frozen=True)
@@ -231,28 +227,28 @@ def receive(
     `say` is told what a person should know, `watch` shown how it goes. Port 0 is any free one. Raises UserError where the address
     can't be had, StoreError where the store or its inbox can't.
     """
-    with _listening(host, port) as listener:
+    with listening(host, port) as listener:
         receiver = Receiver(store, options or Options(), door or Door(), say)
         if receiver.inbox.spool.torn:
             say(f"{receiver.inbox.spool.torn} bytes at the end of the inbox were never acknowledged and are cut off")
-        ready = f"receiving OTLP/HTTP at http://{_address(listener)} into {store}; Ctrl-C stops"
+        ready = f"receiving OTLP/HTTP at http://{address(listener)} into {store}; Ctrl-C stops"
         asyncio.run(_receive(receiver, listener, watch, lambda: say(ready)))
         return receiver.report()
 
 
 async def _receive(receiver: Receiver, listener: socket.socket, watch: Callable[[Received], None], ready: Callable[[], None]) -> None:
-    server = _server(receiver.endpoint.app)
-    with _until_signal() as stopped:
+    http = server(receiver.endpoint.app)
+    with until_signal() as stopped:
         ready()
         serving, writing, settling, told = tasks = [
-            asyncio.create_task(work) for work in (server.serve([listener]), receiver.write(), receiver.settle(), stopped.wait())
+            asyncio.create_task(work) for work in (http.serve([listener]), receiver.write(), receiver.settle(), stopped.wait())
         ]
         try:
             while not any(task.done() for task in tasks):
                 watch(receiver.report())
                 await asyncio.wait(tasks, timeout=_REST_S, return_when=asyncio.FIRST_COMPLETED)
             receiver.stop()
-            server.should_exit = True
+            http.should_exit = True
             await serving
             await settling
             await receiver.drain()
@@ -264,60 +260,3 @@ async def _receive(receiver: Receiver, listener: socket.socket, watch: Callable[
     for defect in ended:
         if isinstance(defect, Exception):
             raise defect
-
-
-def _server(app: Any) -> Any:
-    import uvicorn
-
-    class Server(uvicorn.Server):
-        @contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            yield  # they are ours
-
-    config = uvicorn.Config(
-        app,
-        http="h11",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=_GRACE_S,
-    )
-    return Server(config)
-
-
-@contextmanager
-def _listening(host: str, port: int) -> Iterator[socket.socket]:
-    try:
-        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=1024)
-    except OSError as error:
-        do = "Stop what listens there, or give another --port (0: any free one)."
-        raise UserError(f"got {host}:{port}, where nothing can listen ({error.strerror or error})", "a free address", do) from error
-    with listener:
-        yield listener
-
-
-def _address(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-@contextmanager
-def _until_signal() -> Iterator[asyncio.Event]:
-    """An event that SIGINT and SIGTERM set. Who sends a second one does not want to wait: what was acknowledged is on disk."""
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def stop(number: int, _: Any) -> None:
-        if stopped.is_set():
-            os._exit(128 + number)
-        loop.call_soon_threadsafe(stopped.set)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from counterplay import __version__
 from counterplay.branch_usage import TalliedPolicy, usage_config
 from counterplay.choosing import JournaledLines, fit, opened, weighs_prefixes
 from counterplay.core.canonical import canonical, content_key
@@ -32,6 +31,7 @@ from counterplay.search.localise import first_drop
 from counterplay.search.registry import LOGGED, find, options
 from counterplay.search.stitch import stitch
 from counterplay.search.tree import SearchTree
+from counterplay.version import __version__
 
 if TYPE_CHECKING:
     from counterplay.core.protocols import Environment

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -173,7 +173,8 @@ def intercepting(interceptor: Interceptor) -> Iterator[None]:
     try:
         yield
     finally:
-        _COVERED.reset(covered)
-        _CURRENT.reset(token)
         _ACTIVE.end(interceptor, thread)
         PATCHES.uninstall()
+        with suppress(ValueError):  # left in another context than it was entered in, as the blocks of async fixtures are
+            _COVERED.reset(covered)
+            _CURRENT.reset(token)

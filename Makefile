@@ -23,7 +23,7 @@ demo: install ## traces in, better agent out: the whole loop on the example, wit
 	$(BIN)/counterplay demo
 
 test: install ## every test, offline
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: install ## format, lint, types, layering contracts
 	$(BIN)/ruff format --check .

@@ -258,7 +258,7 @@ _TELLING = {
     "braintrust": r'"type": "llm"',
     "logfire": r'"attributes": \{(?!"value": \{).*"(request_data|gen_ai.input.messages|all_messages)"',
     "managed-agents": r'"type": "(agent\.(message|thinking|\w*tool_use)|user\.\w+|session)"',
-    "otlp": r"[rR]esource_?[sS]pans|rollout_id",
+    "otlp": r"[sS]pan_?[iI]d|rollout_id",
     "openai-agents": r'"span_data": \{"type": "(generation|response)"',
     "phoenix": r'"(attributes\.)?openinference.span.kind": "LLM"',
     "langfuse": r'"GENERATION"',

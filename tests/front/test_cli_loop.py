@@ -1,5 +1,6 @@
 """The loop on the command line: ingest, look, re-enact, localise, search, export; killed in the middle and run again."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -47,13 +48,17 @@ def test_replay_reproduces_every_observation_and_outcome(cli, store):
 
 def test_a_tampered_observation_is_named(cli, logs):
     lines = logs.read_text().splitlines()
+    told = json.loads(lines[3])["messages"]
+    place = next(i for i, message in enumerate(told) if '"entry": "e' in str(message.get("content")))
+    step = sum(message["role"] == "assistant" for message in told[:place]) - 1
     lines[3] = lines[3].replace('\\"entry\\": \\"e', '\\"entry\\": \\"x', 1)
     logs.write_text("\n".join(lines) + "\n")
     assert cli("ingest", logs, "--store", "s.duckdb").code == 0
     ran = cli("replay", "--environment", "parts:world", "--check", "--store", "s.duckdb", "--json")
     assert ran.code == 1
     (divergence,) = ran.json["divergences"]
-    assert (divergence["kind"], divergence["tool"]) == ("result_drift", "post_entry")
+    assert (divergence["kind"], divergence["tool"], divergence["step"]) == ("result_drift", "post_entry", step)
+    assert ran.json["kinds"] == {"result_drift": 1}
     assert ran.json["reproduced"] == ran.json["observations"] - 1
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -119,6 +120,9 @@ class _Run:
             yield self.first.reject(f"run {self.name[:80]} holds no model call")
 
     def _model(self, entry: Entry) -> None:
+        for name, effect in facts.record(entry.value.get("effects")).items():
+            with suppress(ValueError):
+                self.effects.setdefault(name, set()).add(Effect.parse(str(effect)))
         call = _call(entry, self.known)
         if call is None:
             self.others[facts.word(entry.value.get("url")) or "?"] += 1

@@ -196,6 +196,7 @@ async def replay(traces: Sequence[Trace], asked: Asked, *, on_trace: Callable[[]
 
 async def drifted(traces: Sequence[Trace], asked: Asked) -> dict[str, tuple[str, ...]]:
     """How the environment differs from the one each trace was recorded in, in words, with the traces. Nothing is played."""
+    from counterplay.parts import is_environment
     from counterplay.replay.acting import fresh, release
     from counterplay.replay.environment_fingerprint import Fingerprint, drift_of, environment_fingerprint
 
@@ -203,7 +204,10 @@ async def drifted(traces: Sequence[Trace], asked: Asked) -> dict[str, tuple[str,
         return {}
     against, made_of = _against(traces, asked), dict[str, Fingerprint]()
     for trace in traces:
-        world = await fresh(against(trace))
+        made = against(trace)
+        if is_environment(made):
+            return {}
+        world = await fresh(made)
         try:
             made_of[trace.id] = environment_fingerprint(world)
         finally:
@@ -212,12 +216,18 @@ async def drifted(traces: Sequence[Trace], asked: Asked) -> dict[str, tuple[str,
 
 
 def _against(traces: Sequence[Trace], asked: Asked) -> Callable[[Trace], Any]:
-    from counterplay.parts import make_world, subject, world_factory
+    from counterplay.parts import is_environment, make_world, subject, world_factory
 
     if asked.environment == "recorded":
         return asked.make_environment(traces)
     factory = world_factory(asked.environment)
-    return lambda trace: lambda: make_world(factory, subject(factory, trace))
+
+    def against(trace: Trace) -> Any:
+        made = make_world(factory, subject(factory, trace))
+        first = iter([made])
+        return made if is_environment(made) else lambda: next(first, None) or make_world(factory, subject(factory, trace))
+
+    return against
 
 
 @dataclass(frozen=True)

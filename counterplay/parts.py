@@ -94,9 +94,16 @@ class Asked:
         from counterplay.replay.live import LiveEnvironment
 
         def live(trace: Trace) -> Environment:
-            task, made_for = task_of(trace), subject(factory, trace)
+            made_for = subject(factory, trace)
+            made = make_world(factory, made_for)
+            if is_environment(made):
+                return cast("Environment", made)
+            first = iter([made])
             return LiveEnvironment(
-                lambda: make_world(factory, made_for), task=task, max_steps=self.max_steps, allow_external=self.allow_external
+                lambda: next(first, None) or make_world(factory, made_for),
+                task=task_of(trace),
+                max_steps=self.max_steps,
+                allow_external=self.allow_external,
             )
 
         return live
@@ -149,6 +156,11 @@ def subject(factory: WorldOf, trace: Trace) -> Any:
     return trace if getattr(factory, "takes_trace", False) else task_of(trace)
 
 
+def is_environment(made: object) -> bool:
+    """Whether a factory gave a whole environment, such as `agent_environment` makes, and not a world."""
+    return isinstance(made, Environment) and not isinstance(made, World)
+
+
 def make_world(factory: WorldOf, task: Any) -> World | Awaitable[World]:
     """The world of a task, or what becomes it where the factory is async. Raises UserError where the factory, the user's code, fails."""
     with _explained(task):
@@ -174,9 +186,14 @@ def _explained(task: Any) -> Iterator[None]:
 
 
 def _checked(world: World, task: Any) -> World:
+    if is_environment(world):
+        return world
     if not isinstance(world, World):
         of = f"trace {task.id}" if isinstance(task, Trace) else f"task {task!r}"
-        raise UserError(f"the environment gave a {type(world).__name__} for {of}", "an object with tools, prompt and call")
+        raise UserError(f"the environment gave {type(world).__name__} for {of}", "an object with tools, prompt and call")
+    for part in (world.tools, world.prompt):
+        if not isinstance(part, Sequence):
+            raise UserError(f"the environment's tools or prompt are a {type(part).__name__}", "sequences of ToolSpecs and Messages")
     wrong = [*(t for t in world.tools if not isinstance(t, ToolSpec)), *(m for m in world.prompt if not isinstance(m, Message))]
     if wrong:
         do = "ToolSpec.from_openai and Message.from_openai take dicts."

@@ -118,7 +118,8 @@ class Proxy:
         said = parse_json_object(body.decode(errors="replace")) if body else {}
         outcome = facts.outcome_of(facts.record((said or {}).get("outcome")))
         scores = (said or {}).get("scores", [])
-        wrong = said is None or ("outcome" in said and outcome is None) or not isinstance(scores, list)
+        beyond = outcome is not None and outcome.reward is not None and not 0 <= outcome.reward <= 1
+        wrong = said is None or ("outcome" in said and outcome is None) or beyond or not isinstance(scores, list)
         if said is None or wrong:
             wanted = '{"outcome": {"reward": 0.5, "success": true}, "scores": [{"name": "tone", "value": 1}]}'
             await _answer(send, 400, f"got something else than what came of a run, wanted {wanted}")

@@ -66,11 +66,11 @@ class Run:
     ) -> None:
         """Say how the run ended; also after its end, and the last word counts. `source` is whose word it is.
 
-        Raises UserError where neither reward nor success is given, or one is of another kind.
+        Raises UserError where neither reward nor success is given, or one is of another kind; a reward is in [0, 1].
         """
         given = reward is not None or success is not None
-        if not given or not isinstance(success, bool | None) or not (reward is None or _is_number(reward)):
-            raise UserError(f"got the outcome reward={reward!r}, success={success!r}", "a finite number, True or False, or both")
+        if not given or not isinstance(success, bool | None) or not (reward is None or (_is_number(reward) and 0 <= reward <= 1)):
+            raise UserError(f"got the outcome reward={reward!r}, success={success!r}", "a number in [0, 1], True or False, or both")
         if source not in get_args(OutcomeSource):
             raise UserError(f"got the outcome source {source!r}", f"one of {', '.join(get_args(OutcomeSource))}")
         self._course.outcome = Outcome(None if reward is None else float(reward), success, source, dict(details or {}))

@@ -68,7 +68,9 @@ def suggest(runs: Iterable[Run]) -> Suggestion:
 
     def noted() -> Iterator[Run]:
         for run in runs:
-            specs.update((tool.name, tool) for tool in run.trajectory.tools)
+            for tool in run.trajectory.tools:
+                if tool.name not in specs or tool.effect != EXTERNAL:  # a log that says nothing of a tool does not undo one that does
+                    specs[tool.name] = tool
             yield run
 
     evidence = gather(noted())

@@ -34,7 +34,7 @@ Only = Annotated[list[str] | None, typer.Option("--algorithm", help="Only trees 
 def export_sft(
     out: OutFolder,
     store: StoreFile = DEFAULT_STORE,
-    source: Annotated[str, typer.Option("--source", help="logged successes, searched successes, or both.")] = "both",
+    source: Annotated[str, typer.Option("--source", help="logged: by their own outcome; searched: by the verifiers; or both.")] = "both",
     min_score: Annotated[float, typer.Option("--min-score", help="The verified score or reward a trajectory needs.")] = 1.0,
     min_grade: MinGrade = "executed",
     tokenizer: Tokenizer = None,

@@ -26,6 +26,7 @@ from counterplay.core.errors import UserError
 from counterplay.core.nouns import Outcome, parse_json_object
 from counterplay.replay.agents.ambient import Interruption, ModelAnswer, ModelRequest, ToolAnswer, ToolRequest
 from counterplay.replay.agents.calls import inside_tool
+from counterplay.replay.agents.functions import DECLARED
 from counterplay.replay.appending import Appender, lines
 
 VERSION = "tape/1"
@@ -108,6 +109,7 @@ class Tape:
         self._sink, self._clean, self._strict = sink, clean, strict
         self._lock = threading.Lock()
         self._begun: dict[int, _Begun] = {}
+        self._told: set[str] = set()
         self._count = 0
         self._over = False
 
@@ -195,10 +197,18 @@ class Tape:
             "status": answer.status,
             "latency_s": _seconds(answer.latency_s),
             "first_token_s": _seconds(answer.first_token_s),
+            "effects": self._effects(request.body) or None,
         }
         if answer.error is not None:
             fields["error"] = answer.error
         self._write({key: value for key, value in fields.items() if value is not None})
+
+    def _effects(self, body: bytes) -> dict[str, str]:
+        """The effects of declared tools that a request offers, told once a run: a tool that is never called has one as well."""
+        fresh = {name: found for name, found in DECLARED.items() if name not in self._told and len(found) == 1}
+        offered = {name: str(*found) for name, found in fresh.items() if f'"{name}"'.encode() in body}
+        self._told.update(offered)
+        return offered
 
     def _tool_event(self, begun: _Begun, request: ToolRequest, answer: ToolAnswer) -> None:
         arguments, _ = _json(dict(request.arguments))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from typing import Any
 
@@ -43,15 +43,28 @@ def chain_key(parent: str, *parts: str) -> str:
     """
     key = parent
     for part in parts:
-        key = blake2b(f"{key}\n{part}".encode(errors="surrogatepass"), digest_size=_KEY_BYTES).hexdigest()
+        key = blake2b(f"{key}\n{part}".encode("utf-8", "surrogatepass"), digest_size=_KEY_BYTES).hexdigest()
     return key or blake2b(b"", digest_size=_KEY_BYTES).hexdigest()
 
 
 def content_key(*parts: str) -> str:
     """A key for an unordered use of content: the parts joined unambiguously, 32 hex digits."""
-    digest = blake2b(digest_size=_KEY_BYTES)
-    for part in parts:
-        encoded = part.encode(errors="surrogatepass")
-        digest.update(len(encoded).to_bytes(8, "big"))
-        digest.update(encoded)
-    return digest.hexdigest()
+    return blake2b(_joined(parts), digest_size=_KEY_BYTES).hexdigest()
+
+
+def content_keys(*first: str) -> Callable[..., str]:
+    """What makes the content keys of `first` and further parts; content_keys(a)(b) equals content_key(a, b)."""
+    begun = blake2b(_joined(first), digest_size=_KEY_BYTES)
+
+    def key(*parts: str) -> str:
+        digest = begun.copy()
+        digest.update(_joined(parts))
+        return digest.hexdigest()
+
+    return key
+
+
+def _joined(parts: Iterable[str]) -> bytes:
+    """The parts as UTF-8, each after its length in 8 bytes."""
+    encoded = [part.encode("utf-8", "surrogatepass") for part in parts]
+    return b"".join([piece for part in encoded for piece in (len(part).to_bytes(8, "big"), part)])

@@ -306,14 +306,16 @@ class Trajectory:
 
     def extend(self, step: Step) -> State:
         """This trajectory with one more step. Raises ValueError where it has already ended."""
-        if self.finished:
+        steps = self.steps
+        if steps and steps[-1].finished:
             msg = "got a step after the end, wanted an unfinished state (its last step is terminated, truncated or failed)"
             raise ValueError(msg)
-        longer = Trajectory(self.tools, self.prompt, (*self.steps, step))
-        if "prefix_keys" in self.__dict__:
-            key = chain_key(self.key, *(message.wire for message in step.messages))
-            longer.__dict__.update(prefix_keys=(*self.prefix_keys, key), key=key)
-        longer.__dict__["root_key"] = self.root_key
+        longer = object.__new__(Trajectory)  # as its __init__ would make it; a search extends once a node
+        longer.__dict__.update(tools=self.tools, prompt=self.prompt, steps=(*steps, step), root_key=self.root_key)
+        keys = self.__dict__.get("prefix_keys")
+        if keys is not None:
+            key = chain_key(keys[-1], step.action.wire, *[message.wire for message in step.observations])
+            longer.__dict__.update(prefix_keys=(*keys, key), key=key)
         return longer
 
     def tool(self, name: str) -> ToolSpec | None:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 
 from counterplay.core.errors import UserError
 from counterplay.core.nouns import Grade, Message, State, Step, ToolCall, Trajectory
+from counterplay.replay.divergence import in_call_order
 from counterplay.replay.world import Content, Factory, ToolError, World
 
 T = TypeVar("T")
@@ -149,10 +150,10 @@ async def act_except(world: World, recorded: Step, skipped: Iterable[int]) -> St
     allowed = Message.assistant(tool_calls=[call for i, call in enumerate(calls) if i not in places])
     # With every call withheld nothing is executed: an action without calls would be taken for an answer to the user.
     step = await act(world, allowed) if allowed.tool_calls else Step(recorded.action)
-    live = iter(step.observations)
+    live, told = iter(step.observations), in_call_order(recorded).observations
     merged = []
     for i in range(len(calls)):
-        message = next(live, None) if i not in places else next(iter(recorded.observations[i : i + 1]), None)
+        message = next(live, None) if i not in places else next(iter(told[i : i + 1]), None)
         if message is None:
             break
         merged.append(message)

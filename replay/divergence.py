@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from counterplay.core.canonical import canonical, content_key
@@ -33,8 +33,10 @@ def compare(recorded: Step, got: Step, *, comparable: Comparable | None = None) 
     """The first difference between a recorded step and the same action executed again; None where they agree.
 
     Observations are compared by place, role and content: tool-call ids are names, and redacted logs
-    lack them. Parts that are not text, such as images, are compared too.
+    lack them. Where they are there, results that came in another order than their calls are compared with the same calls'.
+    Parts that are not text, such as images, are compared too.
     """
+    recorded, got = in_call_order(recorded), in_call_order(got)
     same_text = comparable or _as_it_is
     names = [call.name for call in recorded.action.tool_calls]
     for i, (was, now) in enumerate(zip(recorded.observations, got.observations, strict=False)):
@@ -49,6 +51,21 @@ def compare(recorded: Step, got: Step, *, comparable: Comparable | None = None) 
         place = len(got.observations)
         return Divergence("world_error", names[place] if place < len(names) else "", got.error, "an observation", place)
     return _count_difference(recorded, got, names)
+
+
+def in_call_order(step: Step) -> Step:
+    """The step with its tool results in the order of its calls, where their ids say whose they are: parallel calls end in any order."""
+    places = {call.id: i for i, call in enumerate(step.action.tool_calls)}
+    at = [i for i, message in enumerate(step.observations) if message.role == "tool"]
+    ids = [step.observations[i].tool_call_id for i in at]
+    if len(places) < len(step.action.tool_calls) or len(set(ids)) < len(ids) or not set(ids) <= set(places):
+        return step
+    moved = dict(zip(at, sorted(at, key=lambda i: places[step.observations[i].tool_call_id or ""]), strict=True))
+    order = [moved.get(i, i) for i in range(len(step.observations))]
+    if order == [*range(len(order))]:
+        return step
+    grades = tuple(step.grades[i] for i in order) if len(step.grades) == len(order) else step.grades
+    return replace(step, observations=tuple(step.observations[i] for i in order), grades=grades)
 
 
 def prompt_drift(state: State, world: World) -> Divergence | None:

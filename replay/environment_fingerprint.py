@@ -181,11 +181,16 @@ def _sources(world: HasTools, given: Mapping[str, Any]) -> dict[str, str]:
     found = {}
     for tool in world.tools:
         behind = given.get(tool.name) or getattr(type(world), tool.name, None) or getattr(type(world), f"_{tool.name}", None)
-        code = behind if isinstance(behind, type) else getattr(inspect.unwrap(behind), "__code__", None) if callable(behind) else None
-        digest = None if code is None else _source_digest(code)
+        digest = source_digest(behind)
         if digest is not None:
             found[tool.name] = digest
     return found
+
+
+def source_digest(behind: object) -> str | None:
+    """The digest of a function's or a class's source; None where it can't be had."""
+    code = behind if isinstance(behind, type) else getattr(inspect.unwrap(behind), "__code__", None) if callable(behind) else None
+    return None if code is None else _source_digest(code)
 
 
 @lru_cache(maxsize=4096)

@@ -13,7 +13,7 @@ from counterplay.core.errors import DivergenceError
 from counterplay.core.nouns import Step, Trajectory
 from counterplay.core.protocols import Environment
 from counterplay.replay.acting import act_except, fresh, release, withheld
-from counterplay.replay.divergence import Comparable, Divergence, compare
+from counterplay.replay.divergence import Comparable, Divergence, compare, in_call_order, prompt_drift
 from counterplay.replay.world import Factory, World
 
 
@@ -32,7 +32,10 @@ class ObservationCheck:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """The result of a check. `divergences` holds every step that differed, in order, with how; empty is full fidelity."""
+    """The result of a check. `divergences` holds every step that differed, in order, with how; empty is full fidelity.
+
+    Step -1 is the prompt: of a world that was made for something else.
+    """
 
     observations: tuple[ObservationCheck, ...] = ()
     divergences: tuple[tuple[int, Divergence], ...] = ()
@@ -102,9 +105,9 @@ async def check(
     `comparable` maps texts before they are compared. External tools are left out unless named.
     """
     if isinstance(against, Environment):
-        played = await _ask(trajectory, against)
+        played, unreached = await _ask(trajectory, against)
     else:
-        played = await _act_out(trajectory, against, frozenset(allow_external))
+        played, unreached = await _act_out(trajectory, against, frozenset(allow_external))
     checks: list[ObservationCheck] = []
     divergences = []
     for i, (recorded, (got, skipped)) in enumerate(zip(trajectory.steps, played, strict=True)):
@@ -114,6 +117,8 @@ async def check(
         if difference is not None:
             divergences.append((i, difference))
         checks.extend(_checks(i, recorded, got, skipped, comparable))
+    if unreached is not None and all(step > unreached[0] for step, _ in divergences):
+        divergences.insert(0, unreached)
     rewards = [steps[-1].reward if steps else None for steps in (trajectory.steps, [got for got, _ in played])]
     return Fidelity(tuple(checks), tuple(divergences), *rewards)
 
@@ -122,14 +127,19 @@ _Played = tuple[Step, frozenset[int]]
 """A step as it was acted out, and the places of its observations that were not asked for."""
 
 
-async def _act_out(trajectory: Trajectory, factory: Factory, allow_external: frozenset[str]) -> list[_Played]:
+_Unreached = tuple[int, Divergence] | None
+"""Why no state, or none after a step, is that of the log."""
+
+
+async def _act_out(trajectory: Trajectory, factory: Factory, allow_external: frozenset[str]) -> tuple[list[_Played], _Unreached]:
     world = await fresh(factory)
     try:
+        drift = prompt_drift(trajectory, world)
         played = [await _execute(world, recorded, allow_external) for recorded in trajectory.steps]
         if played and not played[-1][0].terminated:
             last, skipped = played[-1]
             played[-1] = (replace(last, reward=getattr(world, "reward", None)), skipped)
-        return played
+        return played, None if drift is None else (-1, drift)
     finally:
         await release(world)
 
@@ -141,19 +151,19 @@ async def _execute(world: World, recorded: Step, allow_external: frozenset[str])
     return await act_except(world, recorded, places), frozenset(places)
 
 
-async def _ask(trajectory: Trajectory, environment: Environment) -> list[_Played]:
+async def _ask(trajectory: Trajectory, environment: Environment) -> tuple[list[_Played], _Unreached]:
     """Ask for each recorded step. What the environment declines, and all after a prefix it can't reach, is left out."""
     played: list[_Played] = []
-    reached = True
+    unreached: _Unreached = None
     for i, recorded in enumerate(trajectory.steps):
         try:
-            got = await environment.step(trajectory.prefix(i), recorded.action) if reached else recorded
-        except DivergenceError:
-            reached, got = False, recorded
+            got = recorded if unreached else await environment.step(trajectory.prefix(i), recorded.action)
+        except DivergenceError as error:
+            unreached, got = (error.step, Divergence(error.kind, got=error.got, wanted=error.wanted)), recorded
         declined = got.truncated and got.error is not None
-        left_out = not reached or declined
+        left_out = unreached is not None or declined
         played.append((replace(recorded, reward=None), _everything(recorded)) if left_out else (got, frozenset()))
-    return played
+    return played, unreached
 
 
 def _everything(step: Step) -> frozenset[int]:
@@ -162,6 +172,7 @@ def _everything(step: Step) -> frozenset[int]:
 
 def _checks(index: int, recorded: Step, got: Step, skipped: frozenset[int], comparable: Comparable | None) -> Iterator[ObservationCheck]:
     names = [call.name for call in recorded.action.tool_calls]
+    recorded, got = in_call_order(recorded), in_call_order(got)
     for i, message in enumerate(recorded.observations):
         tool = names[i] if i < len(names) else ""
         here = got.observations[i : i + 1]

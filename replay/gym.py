@@ -10,10 +10,12 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
-from counterplay.core.canonical import dumps
+from counterplay.core.canonical import canonical, content_key, dumps
 from counterplay.core.effects import Effect
 from counterplay.core.errors import UserError
 from counterplay.core.nouns import Message, ToolSpec
+from counterplay.core.protocols import fingerprint_of
+from counterplay.replay.environment_fingerprint import source_digest
 from counterplay.replay.world import ToolError
 
 ActionOf: TypeAlias = Callable[[str, Mapping[str, Any]], Any]
@@ -31,6 +33,8 @@ class GymWorld:
     `reward` of the episode is the `sum` or the `last` of the rewards, mapped from `reward_range` to [0, 1]; UserError where it
     falls outside. `copyable` says that `copy.deepcopy` of the environment gives an independent one, random state included; else
     a state is reached by executing its prefix again.
+
+    Its identity in searches is the specification of a registered environment, and the `fingerprint`, else the class, of any other.
     """
 
     def __init__(
@@ -61,7 +65,8 @@ class GymWorld:
             self.prompt: Sequence[Message] = (
                 [Message.user(f"{prompt}\n\nFirst observation: {first}")] if isinstance(prompt, str) else list(prompt(first))
             )
-            self.fingerprint = f"gym:{_name(self._env)}:{seed}:{dumps(plain(options or {}))}:{reward}:{low:g}..{high:g}"
+            shown = content_key(*_told(self.tools, tools, action_of, render))
+            self.fingerprint = f"gym:{_name(self._env)}:{seed}:{dumps(plain(options or {}))}:{reward}:{low:g}..{high:g}:{shown}"
         except BaseException:
             self.close()
             raise
@@ -179,11 +184,20 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
+def _told(
+    specs: Sequence[ToolSpec], tools: Mapping[str, Any] | Sequence[ToolSpec] | None, action_of: ActionOf | None, render: object
+) -> list[str]:
+    """How calls become actions, and observations texts: a function by its source."""
+    actions = plain(tools) if isinstance(tools, Mapping) else {}
+    effects = [f"{spec.wire} {spec.effect}" for spec in specs]
+    return [canonical(actions), source_digest(action_of) or "", source_digest(render) or "", *effects]
+
+
 def _name(env: Any) -> str:
-    """What the environment says it is: id and settings of its specification, with the library's version, else its class."""
+    """What the environment says it is: id and settings of its specification, with the library's version, else its own fingerprint."""
     spec = getattr(env, "spec", None)
     if spec is None:
-        return f"{type(env).__module__}:{type(env).__qualname__}"
+        return fingerprint_of(getattr(env, "unwrapped", env))
     from importlib.metadata import PackageNotFoundError, version
 
     home = type(getattr(env, "unwrapped", env)).__module__.partition(".")[0]
@@ -191,4 +205,6 @@ def _name(env: Any) -> str:
         release = version(home)
     except PackageNotFoundError:
         release = ""
-    return f"{spec.id}{dumps(plain(spec.kwargs))}@{home}{release}"
+    limit = getattr(spec, "max_episode_steps", None)
+    wrappers = "".join(f"+{wrapper.name}" for wrapper in getattr(spec, "additional_wrappers", ()))
+    return f"{spec.id}{dumps(plain(spec.kwargs))}{'' if limit is None else f'<{limit}'}{wrappers}@{home}{release}"

@@ -12,11 +12,12 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeAlias, cast
 
-from counterplay.core.canonical import content_key, dumps
+from counterplay.core.canonical import canonical, content_key
 from counterplay.core.effects import Effect
 from counterplay.core.errors import UserError
 from counterplay.core.nouns import Message, ToolSpec
 from counterplay.replay.effects import EffectTable
+from counterplay.replay.environment_fingerprint import source_digest
 from counterplay.replay.mcp_content import content_of
 from counterplay.replay.world import Content, ToolError
 
@@ -148,7 +149,7 @@ class McpWorld:
         self.tools = [ToolSpec.function(tool.name, tool.description or "", tool.input_schema, known[tool.name]) for tool in tools]
         info = client.server_info
         told = "" if info is None else f"{info.name}@{info.version}"
-        self.fingerprint = f"mcp:{told}:{content_key(self._address, *(tool.wire for tool in self.tools))}"
+        self.fingerprint = f"mcp:{told}:{content_key(self._address, *(f'{tool.wire} {tool.effect}' for tool in self.tools))}"
         self.replayable = self._is_fresh or all(tool.effect.kind in ("pure", "read") for tool in self.tools)
 
     def _target(self) -> Any:
@@ -173,8 +174,9 @@ class McpWorld:
         server = self._server
         if isinstance(server, str):
             return server
-        command = getattr(server, "command", None)
-        return dumps([command, *getattr(server, "args", ())]) if command else getattr(server, "__qualname__", type(server).__name__)
+        if not callable(server):  # only as part of a digest: the environment may hold keys
+            return canonical([server.command, *server.args, str(server.cwd or ""), server.env or {}])
+        return f"{getattr(server, '__qualname__', type(server).__name__)} {source_digest(server)}"
 
     @property
     def _name(self) -> str:

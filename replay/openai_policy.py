@@ -1,8 +1,8 @@
 """Any OpenAI-compatible server as a policy.
 
-Requests are assembled from stored message bytes, so that equal histories are equal prefixes to the server's prompt cache,
-and go through the official client's own retries. What a server ignores (`n`, log-probabilities) is noticed, made up for
-where possible, and counted.
+Requests are assembled from stored message bytes, so that equal histories are equal prefixes to the server's prompt cache, and go out
+over the official client's connections, under its address and key. What a server ignores (`n`, log-probabilities) is noticed, made up
+for where possible, and counted.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from counterplay.core.canonical import content_key, dumps
 from counterplay.core.errors import CounterplayError, PolicyError, UserError
 from counterplay.core.nouns import Proposal, State, Usage
 from counterplay.core.protocols import first_draw
+from counterplay.core.turns import turns
 from counterplay.replay.fork import request_messages, request_tools
 from counterplay.replay.openai_answers import Answer, Price, proposals_of, read_answer
+from counterplay.replay.openai_sending import Sender
 from counterplay.replay.siblings import sibling_priors
 
 if TYPE_CHECKING:
     import httpx2
-    import openai
 
-_HEADERS = {"Content-Type": "application/json", "Accept": "application/json"}
+_BYTES_A_TOKEN = 4  # about, in requests as providers count them against their rates
 _TEMPLATE_TOKENS = 512  # what a server's chat template may add to a prompt beyond its bytes
 
 
@@ -79,10 +80,12 @@ class OpenAIPolicy:
     log-probabilities, until the server shows that it gives none. `extra_body` holds further fields of the request.
     `parse_text_calls` reads `<tool_call>` text as tool calls where a server has not. `send_reasoning` says whether the agent sends
     the reasoning of earlier steps back, as it was logged. `http_client` is an `httpx2.AsyncClient` of
-    your own, for one event loop.
+    your own, for one event loop. Where a search is under a limiter, every request takes a turn of it.
 
     The fingerprint covers model and parameters, not the address: the same model behind another port is the same policy.
     """
+
+    takes_turns = True
 
     def __init__(
         self,
@@ -123,7 +126,7 @@ class OpenAIPolicy:
         unsent = () if send_reasoning else ("reasoning unsent",)
         self.fingerprint = f"openai:{content_key(model, dumps(self._params), str(seed), str(logprobs), str(parse_text_calls), *unsent)}"
         self._http_client = http_client
-        self._client: openai.AsyncOpenAI | None = None
+        self._sender: Sender | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._slots = asyncio.Semaphore(concurrency)
 
@@ -158,9 +161,9 @@ class OpenAIPolicy:
 
     async def aclose(self) -> None:
         """Close the connections. A client of the caller's own stays open."""
-        client, self._client = self._client, None
-        if client is not None and self._http_client is None:
-            await client.close()
+        sender, self._sender = self._sender, None
+        if sender is not None and self._http_client is None:
+            await sender.http.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -191,10 +194,9 @@ class OpenAIPolicy:
         return answer
 
     async def _ask(self, state: State, start: int, n: int) -> Answer:
-        client = self._connected()
+        sender = self._connected()
         try:
-            async with self._slots:
-                body = await self._post(client, self._body(state, start, n))
+            body = await self._in_turn(sender, state, self._body(state, start, n), n)
         except _RejectedError as error:
             if not (self._logprobs and "logprob" in error.got):
                 raise
@@ -213,6 +215,17 @@ class OpenAIPolicy:
         self.tally.add(answer.usage)
         self.tally.short += len(answer.choices) < n
         return replace(answer, model=answer.model or self.model)
+
+    async def _in_turn(self, sender: Sender, state: State, body: bytes, n: int) -> bytes:
+        """One request, when the search that asks has its turn and this policy a free slot."""
+        taking = turns.get()
+        turn = None if taking is None else await taking.take(state, len(body) / _BYTES_A_TOKEN + n * (self.max_tokens or 0))
+        try:
+            async with self._slots:
+                return await self._post(sender, body)
+        finally:
+            if turn is not None:
+                turn.end()
 
     def _priced(self, usage: Usage) -> Usage:
         return usage if self.price is None else replace(usage, cost_usd=self.price.of(usage))
@@ -234,29 +247,26 @@ class OpenAIPolicy:
         parts += [f"{dumps(name)}:{dumps(value)}".encode() for name, value in varying.items()]
         return b"{" + b",".join(parts) + b"}"
 
-    async def _post(self, client: openai.AsyncOpenAI, body: bytes) -> bytes:
+    async def _post(self, sender: Sender, body: bytes) -> bytes:
         import httpx2
-        import openai
 
+        before = sender.repeated
         try:
-            response = await client.post("/chat/completions", cast_to=httpx2.Response, content=body, options={"headers": _HEADERS})
-        except openai.APIStatusError as error:
-            self._count_failure(error.request)
-            raise self._refusal(error.status_code, error.response.text) from None
-        except openai.APITimeoutError as error:
-            self._count_failure(error.request)
+            response = await sender.post(body)
+        except httpx2.TimeoutException:
+            self.tally.failures += 1
             got = f"{self._server} did not answer within {self.timeout_s:g} s, {self.retries + 1} times"
             raise PolicyError(got, "an answer", "Give a larger timeout_s, or lower the concurrency.") from None
-        except openai.APIConnectionError as error:
-            self._count_failure(error.request)
-            got = f"{self._server} can't be reached ({error.__cause__ or error})"
+        except httpx2.TransportError as error:
+            self.tally.failures += 1
+            got = f"{self._server} can't be reached ({error})"
             raise PolicyError(got, "an OpenAI-compatible server", "Check base_url, and that the server runs.") from None
-        self.tally.retries += _retries_of(response.request)
+        finally:
+            self.tally.retries += sender.repeated - before
+        if not response.is_success:
+            self.tally.failures += 1
+            raise self._refusal(response.status_code, response.text)
         return response.content
-
-    def _count_failure(self, request: Any) -> None:
-        self.tally.failures += 1
-        self.tally.retries += _retries_of(request)
 
     def _refusal(self, status: int, text: str) -> CounterplayError:
         got = f"{self._server} answered {status}: {text[:200]!r}"
@@ -276,22 +286,17 @@ class OpenAIPolicy:
     def _server(self) -> str:
         return self.base_url or "https://api.openai.com/v1"
 
-    def _connected(self) -> openai.AsyncOpenAI:
-        """The client of the running event loop: pooled connections do not outlive theirs."""
+    def _connected(self) -> Sender:
+        """The sender of the running event loop: pooled connections do not outlive theirs."""
         loop = asyncio.get_running_loop()
-        if self._client is None or self._loop is not loop:
+        if self._sender is None or self._loop is not loop:
+            import httpx2
             import openai
 
             self._loop, self._slots = loop, asyncio.Semaphore(self.concurrency)
-            self._client = openai.AsyncOpenAI(
-                api_key=self._key,
-                base_url=self.base_url,
-                max_retries=self.retries,
-                timeout=self.timeout_s,
-                http_client=self._http_client,
-            )
-        return self._client
-
-
-def _retries_of(request: Any) -> int:
-    return int(request.headers.get("x-stainless-retry-count", 0))
+            kept = max(100, self.concurrency)
+            limits = httpx2.Limits(max_connections=max(1000, self.concurrency), max_keepalive_connections=kept)
+            http = self._http_client or openai.DefaultAsyncHttpxClient(limits=limits)
+            client = openai.AsyncOpenAI(api_key=self._key, base_url=self.base_url, http_client=http)
+            self._sender = Sender(client, http, "chat/completions", timeout_s=self.timeout_s, retries=self.retries)
+        return self._sender

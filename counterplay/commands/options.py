@@ -52,7 +52,10 @@ TraceIds = Annotated[list[str] | None, typer.Option("--trace", help="A trace id;
 Agent = Annotated[str | None, typer.Option("--agent", help="Only traces of this agent.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many traces.")]
 MaxSteps = Annotated[int | None, typer.Option("--max-steps", help="Model calls a branch may have; without it, the search's own limit.")]
-AllowExternal = Annotated[list[str] | None, typer.Option("--allow-external", help="A tool with external effect that may really be called.")]
+AllowExternal = Annotated[
+    list[str] | None,
+    typer.Option("--allow-external", help="A tool with external effect that may really be called, and again where a prefix is."),
+]
 Redact = Annotated[
     list[str] | None,
     typer.Option("--redact", help="Also replace: pii, or email, card, iban, us-ssn, ip, phone; repeatable. Secrets always are."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -43,11 +43,22 @@ def replay(
     limit: Limit = None,
     check: Annotated[bool, typer.Option("--check", help="Exit 1 where an observation or an outcome differs.")] = False,
     allow_external: AllowExternal = None,
+    agent_code: Annotated[str, typer.Option("--agent-code", help="module:attr: run the agent's own code again instead.")] = "",
+    arguments: Annotated[str | None, typer.Option("--arguments", help="What --agent-code is called with, a JSON object.")] = None,
+    at: Annotated[int | None, typer.Option("--at", help="With --agent-code: go on live from this step.")] = None,
+    execute: Annotated[list[str] | None, typer.Option("--execute", help="With --agent-code: a tool that may be executed.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Re-enact logged traces in an environment and compare every observation and outcome."""
+    """Re-enact logged traces in an environment, or the agent's own code on them, and compare everything with the log."""
     from counterplay import loop, parts, views
 
+    if agent_code:
+        given = parts.json_object(arguments, "--arguments")
+        with loop.opened(store, read_only=True) as opened:
+            chosen = loop.select(opened, trace_ids=trace, which="all", agent=agent, limit=limit)
+            some(chosen, store)
+            _replay_code(agent_code, chosen, opened, arguments=given, at=at, execute_tools=execute or (), as_json=as_json)
+        return
     asked = parts.Asked(environment=environment, allow_external=frozenset(allow_external or ()))
     with loop.opened(store, read_only=True) as opened:
         chosen = loop.select(opened, trace_ids=trace, which="all", agent=agent, limit=limit)
@@ -56,6 +67,19 @@ def replay(
             report = asyncio.run(loop.replay(chosen, asked, on_trace=tick.advance))
     console.emit({**console.plain(report), "faithful": report.faithful}, as_json=as_json, human=views.replayed(report))
     if check and not report.faithful:
+        raise typer.Exit(1)
+
+
+def _replay_code(agent_code: str, chosen: list[Any], opened: Any, *, as_json: bool, **options: Any) -> None:
+    """Run the agent's own code on each trace. Exits with 1 where it does something else than the log says."""
+    from counterplay import reenact
+
+    with console.ticking("re-enacting", len(chosen), quiet=as_json) as tick:
+        reports = reenact.reenact_all(agent_code, chosen, opened, on_trace=tick.advance, **options)
+    faithful = all(report.faithful for report in reports)
+    shown = [part for report in reports for part in reenact.shown(report)]
+    console.emit({"faithful": faithful, "traces": console.plain(reports)}, as_json=as_json, human=shown)
+    if not faithful:
         raise typer.Exit(1)
 
 
@@ -124,7 +148,8 @@ def search(
     seed: Seed = 0,
     max_steps: MaxSteps = None,
     allow_external: Annotated[
-        list[str] | None, typer.Option("--allow-external", help="A tool with external effect that may really be called.")
+        list[str] | None,
+        typer.Option("--allow-external", help="A tool with external effect that may really be called, and called again in prefixes."),
     ] = None,
     price: Price = None,
     extra_body: ExtraBody = None,

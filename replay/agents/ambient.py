@@ -98,14 +98,26 @@ class Interruption(BaseException):
 
 @dataclass
 class _Active:
-    """Every run in progress in this process, and the threads that runs were begun in."""
+    """Every run in progress in this process, those whose agents were left behind, and the threads that runs were begun in."""
 
     interceptors: list[Interceptor] = field(default_factory=list)
+    left_behind: list[Interceptor] = field(default_factory=list)
     threads: list[int] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def has(self, interceptor: object) -> bool:
         return any(active is interceptor for active in self.interceptors)
+
+    @property
+    def awaited(self) -> list[Interceptor]:
+        """The runs that somebody still waits for."""
+        return [active for active in self.interceptors if not any(left is active for left in self.left_behind)]
+
+    def leave_behind(self, interceptor: Interceptor) -> None:
+        """Nobody waits for this run any more. Its own calls stay its own; threads of unknown origin are no longer taken for it."""
+        with self.lock:
+            if self.has(interceptor):
+                self.left_behind.append(interceptor)
 
     def begin(self, interceptor: Interceptor) -> int:
         with self.lock:
@@ -117,6 +129,7 @@ class _Active:
         with self.lock:
             last = max(at for at, active in enumerate(self.interceptors) if active is interceptor)
             del self.interceptors[last]
+            self.left_behind = [left for left in self.left_behind if left is not interceptor]
             self.threads.remove(thread)
 
 
@@ -142,10 +155,10 @@ def current() -> Interceptor | None:
     found = _CURRENT.get()
     if found is not None:
         return found if _ACTIVE.has(found) else None
-    return _of_thread(interceptors)
+    return _of_thread()
 
 
-def _of_thread(interceptors: list[Interceptor]) -> Interceptor | None:
+def _of_thread() -> Interceptor | None:
     """For code without the context: a thread that a run started is of that run. A thread of unknown origin, or of a run that
     is over, is of the one active run; but in the main thread, and in one that a run was begun in, such code is outside of it.
     """
@@ -154,10 +167,15 @@ def _of_thread(interceptors: list[Interceptor]) -> Interceptor | None:
         return None
     if starter is not None and _ACTIVE.has(starter):
         return cast("Interceptor", starter)
-    here = threading.get_ident()
+    here, interceptors = threading.get_ident(), _ACTIVE.awaited
     if len(interceptors) != 1 or here == threading.main_thread().ident or here in _ACTIVE.threads:
         return None
     return interceptors[0]
+
+
+def leave_behind(interceptor: Interceptor) -> None:
+    """An agent that would not end goes on in its thread, where it can reach nothing; nobody waits for its run any more."""
+    _ACTIVE.leave_behind(interceptor)
 
 
 class Nobody:

@@ -15,11 +15,14 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
+from counterplay.core.effects import Effect
 from counterplay.replay.agents.ambient import (
     _ACTIVE,
     _COVERED,
+    _CURRENT,
     _OF_THREAD,
     Interceptor,
+    Interruption,
     ModelAnswer,
     ModelRequest,
     ToolAnswer,
@@ -71,6 +74,28 @@ def watching(kind: int) -> Interceptor | None:
     """The interceptor to show a call of this kind (MODEL or TOOL) to; None where there is no run or the call is not its agent's."""
     found = current()
     return None if found is None or covered() & kind else found
+
+
+def check_unseen(name: str, effect: Effect) -> None:
+    """Ask about a tool call that no interceptor is shown. Interrupts where a run that is re-enacted must not have it.
+
+    That is an external tool which a tool that was let through calls in turn, and one that reaches out or writes in a thread of which
+    nobody knows to whose run it belongs, while one of them is re-enacted.
+    """
+    if effect.kind == "external" and covered() & TOOL and not covered() & MODEL:
+        nested = getattr(current(), "nested", None)
+        if nested is not None:
+            nested(name)
+    if effect.kind in ("external", "write") and is_nobodys() and any(hasattr(active, "nested") for active in _ACTIVE.awaited):
+        msg = f"{name} was called in a thread that may belong to any of the runs in progress, and was not executed"
+        raise Interruption(msg)
+
+
+def is_nobodys() -> bool:
+    """Whether several runs are in progress and this code, in a thread of its own, may belong to any of them."""
+    here = threading.get_ident()
+    known = _CURRENT.get() is not None or _OF_THREAD.interceptor is not None or covered() & TOOL
+    return len(_ACTIVE.awaited) > 1 and not known and here != threading.main_thread().ident and here not in _ACTIVE.threads
 
 
 class _Busy(threading.local):

@@ -15,7 +15,7 @@ from typing import Any
 
 from counterplay.core.effects import EXTERNAL, Effect
 from counterplay.replay.agents.ambient import Interceptor, ToolAnswer, ToolRequest
-from counterplay.replay.agents.calls import TOOL, ask_tool, covering, restored_error, watching
+from counterplay.replay.agents.calls import TOOL, ask_tool, check_unseen, covering, restored_error, watching
 from counterplay.replay.agents.functions import EXECUTED, MARK, Execution
 from counterplay.replay.agents.install import PATCHES
 from counterplay.replay.agents.values import Type, plain, shown
@@ -70,6 +70,7 @@ def entered(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def run(self: Any, tool_input: Any, *args: Any, **kwargs: Any) -> Any:
         if watching(TOOL) is None:
+            check_unseen(self.name, effect_of(self))
             return original(self, tool_input, *args, **kwargs)
         token = _PENDING.set(_prepare(self, tool_input, kwargs))
         try:
@@ -84,6 +85,7 @@ def aentered(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     async def arun(self: Any, tool_input: Any, *args: Any, **kwargs: Any) -> Any:
         if watching(TOOL) is None:
+            check_unseen(self.name, effect_of(self))
             return await original(self, tool_input, *args, **kwargs)
         token = _PENDING.set(_prepare(self, tool_input, kwargs))
         try:

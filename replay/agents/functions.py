@@ -10,6 +10,7 @@ from asyncio import CancelledError
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property, wraps
+from types import FunctionType
 from typing import Any, TypeVar, cast, get_type_hints
 
 from counterplay.core.effects import Effect
@@ -21,6 +22,7 @@ from counterplay.replay.agents.calls import (
     TOOL,
     Clock,
     ask_tool,
+    check_unseen,
     covering,
     named_error,
     restored_error,
@@ -35,6 +37,10 @@ MARK = "__counterplay_tool__"
 EXECUTED = TOOL | LET_THROUGH | INSIDE_TOOL
 
 
+DECLARED: dict[str, set[Effect]] = {}
+"""What the tools declared in this process do, by name; a name that several tools bear may have several effects."""
+
+
 def watched(function: F, name: str, effect: Effect) -> F:
     """`function`, whose calls inside of a run are seen under `name`. Raises UserError on a generator function.
 
@@ -44,11 +50,13 @@ def watched(function: F, name: str, effect: Effect) -> F:
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise UserError(f"tool {name} is a generator function", "one that returns its whole result", "Collect what it yields into a list.")
     declared = _Function(function, name, effect)
+    DECLARED.setdefault(name, set()).add(effect)
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         interceptor = watching(TOOL)
         if interceptor is None:
+            check_unseen(name, effect)
             return function(*args, **kwargs)
         return declared.call(interceptor, args, kwargs)
 
@@ -56,6 +64,7 @@ def watched(function: F, name: str, effect: Effect) -> F:
     async def acall(*args: Any, **kwargs: Any) -> Any:
         interceptor = watching(TOOL)
         if interceptor is None:
+            check_unseen(name, effect)
             return await function(*args, **kwargs)
         return await declared.acall(interceptor, args, kwargs)
 
@@ -80,7 +89,8 @@ class Execution:
 class _Function:
     def __init__(self, function: Callable[..., Any], name: str, effect: Effect) -> None:
         self.function, self.name, self.effect = function, name, effect
-        self.signature = inspect.signature(function)
+        # A decorator that gives arguments of its own has the signature of what it wraps, and takes another.
+        self.signatures = inspect.signature(function), _own_signature(function)
 
     @cached_property
     def returns(self) -> Type:
@@ -91,13 +101,12 @@ class _Function:
 
     def request(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ToolRequest | None:
         """None where the arguments don't fit: the function itself says so."""
-        try:
-            bound = self.signature.bind(*args, **kwargs).arguments
-        except TypeError:
+        bound = next((found for signature in self.signatures if (found := _bound(signature, args, kwargs)) is not None), None)
+        if bound is None:
             return None
         arguments: dict[str, Any] = {}
-        for name, value in bound.items():
-            if self.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+        for name, value in bound.arguments.items():
+            if bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
                 arguments.update(value)
             elif name != "self":
                 arguments[name] = value
@@ -141,3 +150,19 @@ class _Function:
         if answer.error is not None:
             raise restored_error(answer.error, ToolError)
         return self.returns.restore(answer.value)
+
+
+def _bound(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> inspect.BoundArguments | None:
+    try:
+        return signature.bind(*args, **kwargs)
+    except TypeError:
+        return None
+
+
+def _own_signature(function: Callable[..., Any]) -> inspect.Signature:
+    """What a function really takes, whatever it says of itself: a call that does not fit this one executes nothing."""
+    if not isinstance(function, FunctionType):
+        return inspect.signature(function, follow_wrapped=False)
+    bare = FunctionType(function.__code__, {}, function.__name__, function.__defaults__, function.__closure__)
+    bare.__kwdefaults__ = function.__kwdefaults__
+    return inspect.signature(bare)

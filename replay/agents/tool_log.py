@@ -109,8 +109,8 @@ class ToolLog:
         """What ran after the prefix, in order."""
 
     def declare(self, request: ToolRequest) -> None:
-        """Note the effect that a tool's function declares."""
-        if request.effect.kind != "external" and self._effects.get(request.name) != request.effect:
+        """Note the effect that a tool's function declares, where nothing else says what it does."""
+        if request.effect.kind != "external" and request.name not in self._effects:
             self._effects[request.name] = request.effect
             self._environment = None
 

@@ -322,6 +322,11 @@ class _Watch:
             )
         return None
 
+    def nested(self, name: str) -> None:
+        """Interrupts where an external tool that another tool calls is not named."""
+        if name not in self.orders.execute:
+            raise self.orders.stop(f"{name} was called by another tool; it is not named in execute_tools itself and was not executed")
+
     def tool_answered(self, request: ToolRequest, answer: ToolAnswer) -> None:
         """Nothing is recorded."""
 

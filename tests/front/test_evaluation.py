@@ -28,6 +28,7 @@ class Closer:
 @pytest.fixture
 def module(monkeypatch):
     held = SimpleNamespace(sound=Closer(), flaky=Closer(TASKS[3:4]), down=Closer(TASKS[:20]), odd=lambda _: None, broken=lambda _: 1 / 0)
+    held.bare = lambda _: SimpleNamespace(tools=None, prompt=(), call=lambda *_: "")
     monkeypatch.setitem(sys.modules, "evaluated", held)
     return held
 
@@ -45,7 +46,7 @@ async def test_an_outage_is_an_error_and_no_result(module):
         await evaluate({"a": "evaluated:down"}, "counterplay.examples.ledger:Ledger", TASKS)
 
 
-@pytest.mark.parametrize(("factory", "text"), [("odd", "gave a NoneType"), ("broken", "ZeroDivisionError")])
+@pytest.mark.parametrize(("factory", "text"), [("odd", "NoneType for task"), ("broken", "ZeroDivisionError"), ("bare", "are a NoneType")])
 async def test_a_factory_that_makes_no_world_is_named(module, factory, text):
     with pytest.raises(UserError, match=text):
         await evaluate({"a": "evaluated:sound"}, f"evaluated:{factory}", TASKS)

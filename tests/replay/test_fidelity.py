@@ -55,6 +55,33 @@ async def test_two_tampered_steps_are_both_named():
     assert [where for where, _ in (await check(bad, Shelf)).divergences] == [0, 2]
 
 
+@pytest.mark.parametrize("make", [Shelf, SnapshotShelf])
+async def test_parallel_results_may_be_logged_in_the_order_in_which_they_came(make):
+    together = act(("put", {"name": "a", "n": 4}), ("mail", {"to": "x"}), "total")
+    log = await logged(make, (together, act(("get", {"name": "a"}))))
+    swapped = replace(log.steps[0], observations=log.steps[0].observations[::-1])
+    log = replace(log, steps=(swapped, *log.steps[1:]))
+    fidelity = await check(log, make)
+    assert fidelity.divergences == ()
+    assert [(seen.tool, seen.executed) for seen in fidelity.observations] == [
+        ("put", True), ("mail", False), ("total", True), ("get", True)
+    ]  # fmt: skip
+    wrong = await check(tamper(log, 0, 0), make)
+    assert [(where, d.tool) for where, d in wrong.divergences] == [(0, "total")]
+    branch = await LiveEnvironment(make).step(log.prefix(1), act(("get", {"name": "a"})))
+    assert branch.error is None
+
+
+@pytest.mark.parametrize("as_environment", [False, True])
+async def test_a_world_made_for_something_else_is_named_although_its_tools_answer_the_same(as_environment):
+    def other():
+        return Shelf("another")
+
+    fidelity = await check(await logged(), LiveEnvironment(other) if as_environment else other)
+    assert [(where, d.kind) for where, d in fidelity.divergences] == [(-1, "prompt_drift")]
+    assert fidelity.share == (None if as_environment else 1.0)
+
+
 async def test_another_outcome_is_seen():
     log = await logged()
     lied = replace(log, steps=(*log.steps[:-1], replace(log.steps[-1], reward=0.25)))

@@ -49,7 +49,7 @@ async def test_what_an_environment_leaves_ungraded_was_executed_and_never_passes
 
 def searched(log: Trajectory, grade: Grade) -> SearchTree:
     """A fork after the first step: one branch of this grade ends well, one of the best grade ends badly."""
-    tree = SearchTree.start(log.prefix(1), "mcts")
+    tree = SearchTree.start(log.prefix(1), "fork_best_of_n")
     good = tree.add(tree.root, Step(put("a", 4), (Message.tool("a is 5", "c0"),), grades=(grade,)))
     bad = tree.add(tree.root, Step(put("a", 9), (Message.tool("a is 10", "c0"),), grades=(Grade.EXACT,)))
     for node, value in ((good, 1.0), (bad, 0.0)):

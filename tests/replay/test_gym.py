@@ -206,6 +206,37 @@ def test_fingerprints_tell_environments_settings_seeds_and_rewards_apart():
     assert all("gymnasium" in text for text in prints)
 
 
+class Counting:
+    """An environment of one's own, which is in no registry."""
+
+    action_space = None
+
+    def __init__(self, step: int) -> None:
+        self.by, self.fingerprint = step, f"counting by {step}"
+
+    def reset(self, *, seed=None, options=None):
+        return 0, {}
+
+    def step(self, action):
+        return self.by, 0.0, False, False, {}
+
+
+def test_fingerprints_tell_actions_renderings_limits_and_unregistered_environments_apart():
+    other = {**LAKE, "left": 2, "right": 0}
+    made = gymnasium.make
+    makes = [
+        lake(),
+        lake(render=lambda seen: f"field {seen}"),
+        lambda: GymWorld(lambda: made("FrozenLake-v1", is_slippery=False), tools=other),
+        lambda: GymWorld(lambda: made("FrozenLake-v1", is_slippery=False, max_episode_steps=3), tools=LAKE),
+        lambda: GymWorld(lambda: gymnasium.wrappers.TimeAwareObservation(made("FrozenLake-v1", is_slippery=False)), tools=LAKE),
+        lambda: GymWorld(lambda: Counting(1), tools={"go": 1}),
+        lambda: GymWorld(lambda: Counting(2), tools={"go": 1}),
+    ]
+    assert len({LiveEnvironment(make).fingerprint for make in makes}) == len(makes)
+    assert LiveEnvironment(makes[1]).fingerprint == LiveEnvironment(makes[1]).fingerprint
+
+
 @pytest.mark.parametrize("copyable", [False, True])
 async def test_searches_find_the_way_over_the_ice(copyable):
     environment = LiveEnvironment(lake(copyable=copyable), max_steps=8)

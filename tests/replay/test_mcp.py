@@ -173,6 +173,24 @@ async def test_what_says_nothing_of_itself_is_external_and_never_executed_unless
     assert executed(ledger)["send_mail"] == 1
 
 
+async def test_fingerprints_tell_servers_their_surroundings_and_effects_apart(ledger, tmp_path):
+    def parameters(**more):
+        return StdioServerParameters(command=sys.executable, args=[SERVER, "stdio", str(ledger)], **more)
+
+    makes = [
+        mcp_world(parameters(), prompt=PROMPT),
+        mcp_world(parameters(env={"SHOP": "two"}), prompt=PROMPT),
+        mcp_world(parameters(cwd=tmp_path), prompt=PROMPT),
+        mcp_world(parameters(), prompt=PROMPT, effects={"put": Effect("external")}),
+    ]
+    prints = set()
+    for make in makes:
+        async with LiveEnvironment(make) as environment:
+            prints.add(environment.fingerprint)
+    assert len(prints) == len(makes)
+    assert not any("two" in text.rpartition(":")[2] for text in prints)
+
+
 async def test_the_conformance_check_passes_a_server_of_ones_own_and_names_one_that_is_shared(ledger):
     calls = [("put", {"key": "a", "text": "b"}), ("count", {}), ("everything", {})]
     found = await check_environment(inside(ledger), calls)

@@ -6,6 +6,7 @@ import inspect
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
+from functools import wraps
 from typing import Any, NamedTuple
 
 import pytest
@@ -304,6 +305,30 @@ def test_arguments_that_do_not_fit_are_the_functions_own_error():
     with intercepting(seen), pytest.raises(TypeError, match="number"):
         get_order()
     assert seen.tool_requests == []
+
+
+def test_a_decorator_that_gives_an_argument_hides_no_call():
+    def with_connection(function):
+        @wraps(function)
+        def call(*args: str, **kwargs: str) -> str:
+            return function("connection", *args, **kwargs)
+
+        return call
+
+    @tool(effect="external")
+    @with_connection
+    def pay(connection: str, text: str, note: str = "") -> str:
+        EXECUTED.append(text)
+        return "paid"
+
+    assert pay("outside of a run") == "paid"
+    EXECUTED.clear()
+    seen = Seen(tools=[ToolAnswer("as recorded")] * 2)
+    with intercepting(seen):
+        assert pay(text="x") == "as recorded"
+        assert pay("x") == "as recorded"
+    assert EXECUTED == []
+    assert dict(seen.tool_requests[0].arguments) == {"text": "x"}
 
 
 def test_more_arguments_and_odd_ones_are_shown_as_they_can_be():

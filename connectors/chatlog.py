@@ -18,15 +18,18 @@ from counterplay.connectors.base import Item
 from counterplay.connectors.chat import datasets
 from counterplay.connectors.chat.call_tree import CallTree
 from counterplay.connectors.chat.chains import Items
-from counterplay.connectors.chat.growing import entries, entries_of
+from counterplay.connectors.chat.growing import entries, entries_in, entries_of
 from counterplay.connectors.chat.halves import Half, Halves, half_of, joined
-from counterplay.connectors.chat.rows import call_of, request_of, response_of
+from counterplay.connectors.chat.parting import Rows
+from counterplay.connectors.chat.rows import LoggedCall, call_of, request_of, response_of
 from counterplay.connectors.chat.streams import unwrapped
-from counterplay.connectors.lines import Entry, leading_objects
+from counterplay.connectors.lines import Entry, is_document, is_zipped, leading_objects
 from counterplay.connectors.normalise import ROLES
+from counterplay.connectors.parts import Names, Part, Place, Undivided
 from counterplay.core.records import Rejected
 
 NAME = "chatlog"
+_ROWS_A_TIME = 2048
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,26 @@ class ChatLog:
         for item in _items(entries_of(paths)):
             yield item
 
+    def divides(self, paths: Sequence[Path]) -> bool:
+        """Files of lines are read in parts. Not zipped ones: every part would have to unzip all, which takes longer than to read it."""
+        return not any(is_zipped(path) or is_document(path) for path in paths)
+
+    def read_part(self, paths: Sequence[Path], part: Part) -> Iterator[Names | tuple[Place, Item]]:
+        """The runs whose calls are of a part. Records that are whole runs are not read in parts: they are given out one by one."""
+        log, rejected = _PartLog(), list[tuple[Place, Item]]()
+        for number, row in enumerate(entries_in(paths, Rows(part), strays=part.index == 0)):
+            if number % _ROWS_A_TIME == _ROWS_A_TIME - 1:
+                yield log.told()
+            for item in _of_row(row, log) if row is not None else ():
+                if not isinstance(item, Rejected) or len(rejected) >= _ROWS_A_TIME:
+                    raise Undivided
+                rejected.append(((0, number), item))
+        yield log.told(last=True)
+        yield from rejected
+        files = {path: number for number, path in enumerate(paths, 1)}
+        for (path, index), item in log.placed():
+            yield (files[path], index), item
+
 
 class _Log:
     """What has been read and waits for more of its kind."""
@@ -57,18 +80,20 @@ class _Log:
     def __init__(self) -> None:
         self._tree, self._halves, self._known = CallTree(NAME), Halves(), Items()
         self._deferred: list[Entry] = []
+        self._names: list[str | bytes] | None = None
 
-    def take(self, entry: Entry) -> Iterator[Item]:
+    def take(self, entry: Entry) -> Iterable[Item]:
         """What an entry is by itself: a run or a Rejected; a call is kept. Raises ValueError where it can't be read."""
         half = half_of(entry.value)
         if half is not None:
-            yield from self._half(half, entry)
-        elif datasets.kind_of(entry.value) and request_of(entry.value) is None:
-            yield datasets.trace_of(NAME, entry)
-        elif request_of(entry.value) is not None:
-            self._call(entry, defer=True)
-        else:
-            yield entry.reject(_unknown(entry.value))
+            return self._half(half, entry)
+        request = request_of(entry.value)
+        if request is not None:
+            self._call(entry, request, defer=True)
+            return ()
+        if datasets.kind_of(entry.value):
+            return (datasets.trace_of(NAME, entry),)
+        return (entry.reject(_unknown(entry.value)),)
 
     def finish(self) -> Iterator[Item]:
         """The traces of all calls, and the halves and calls that are in none."""
@@ -82,43 +107,83 @@ class _Log:
         for request, answer in self._halves.add(half, entry):
             yield from self._joined(request, answer)
 
-    def _joined(self, request: Entry, answer: Entry | None) -> Iterator[Item]:
+    def _joined(self, request: Entry, answer: Entry | None) -> Sequence[Item]:
         call = joined(request, answer)
         if isinstance(call, Rejected):
-            yield call
-        else:
-            self._tree.add(call)
+            return (call,)
+        self._add(call)
+        return ()
 
-    def _late(self, entry: Entry) -> Iterator[Item]:
-        self._call(entry, defer=False)
-        yield from ()
+    def _late(self, entry: Entry) -> Sequence[Item]:
+        self._call(entry, request_of(entry.value) or {}, defer=False)
+        return ()
 
-    def _call(self, entry: Entry, *, defer: bool) -> None:
-        request, response = request_of(entry.value) or {}, response_of(entry.value)
+    def _call(self, entry: Entry, request: Mapping[str, Any], *, defer: bool) -> None:
+        response = response_of(entry.value)
         if "input" in request:
             self._known.learn(unwrapped(response)[0])
         if defer and self._known.wants(request):
             self._deferred.append(entry)
             return
-        self._tree.add(call_of(entry, self._known.resolved(request), response, [entry.value]))
+        self._add(call_of(entry, self._known.resolved(request), response, [entry.value]))
+
+    def _add(self, call: LoggedCall) -> None:
+        self._tree.add(call)
+
+
+class _PartLog(_Log):
+    """The calls of one part of a log, and the names by which they may hang together with those of others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._names: list[str | bytes] = []
+        self._last: list[str | bytes] = []
+
+    def told(self, *, last: bool = False) -> Names:
+        names, self._names = self._names, []
+        return Names(names, last)
+
+    def placed(self) -> Iterator[tuple[tuple[Path, int], Item]]:
+        return self._tree.placed()
+
+    def _half(self, half: Half, entry: Entry) -> Iterator[Item]:  # noqa: ARG002  the shape of what it replaces
+        raise Undivided
+
+    def _call(self, entry: Entry, request: Mapping[str, Any], *, defer: bool) -> None:
+        if self._known.refers(request):
+            raise Undivided
+        super()._call(entry, request, defer=defer)
+
+    def _add(self, call: LoggedCall) -> None:
+        names = [*self._tree.names(call)]
+        self._names += (name for name in names if name not in self._last)
+        self._last = names
+        super()._add(call)
 
 
 def _items(rows: Iterable[Entry | Rejected]) -> Iterator[Item]:
     log = _Log()
     for row in rows:
-        if isinstance(row, Rejected):
-            yield row
-            continue
-        for part in _parts(row.value):
-            yield from _caught(row if part is row.value else replace(row, value=part), log.take)
+        yield from _of_row(row, log)
     yield from log.finish()
 
 
-def _caught(entry: Entry, read: Callable[[Entry], Iterator[Item]]) -> Iterator[Item]:
+def _of_row(row: Entry | Rejected, log: _Log) -> Sequence[Item]:
+    if isinstance(row, Rejected):
+        return (row,)
+    parts = _parts(row.value)
+    if len(parts) == 1 and parts[0] is row.value:
+        return _caught(row, log.take)
+    return [item for part in parts for item in _caught(replace(row, value=part), log.take)]
+
+
+def _caught(entry: Entry, read: Callable[[Entry], Iterable[Item]]) -> list[Item]:
+    found: list[Item] = []
     try:
-        yield from read(entry)
+        found += read(entry)
     except (ValueError, RecursionError) as error:
-        yield entry.reject(str(error))
+        found.append(entry.reject(str(error)))
+    return found
 
 
 def _parts(row: dict[str, Any]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, cast, get_args
 
 from counterplay.connectors.lines import refuse_dense
@@ -21,12 +22,13 @@ _LAST_US = 253_402_300_800 * 10**6  # the year 10000
 _LONGEST_S = 1e10  # three centuries
 _MOST_TOKENS = 1 << 53
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[1467][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.IGNORECASE)
+_NUMBERS = (int, float)
 _BITS = range(-(1 << 63), 1 << 63)
 
 
 def number(value: Any) -> float | None:
     """A finite number; None for anything else, booleans included."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, _NUMBERS):
         return None
     try:
         return float(value) if math.isfinite(value) else None
@@ -36,6 +38,10 @@ def number(value: Any) -> float | None:
 
 def count(value: Any) -> int:
     """A number of tokens; 0 where none is logged, or one that can be none."""
+    if value is None:
+        return 0
+    if type(value) is int:
+        return value if 0 < value <= _MOST_TOKENS else 0
     found = number(value)
     return int(found) if found is not None and 0 < found <= _MOST_TOKENS else 0
 
@@ -71,13 +77,27 @@ def first_word(keys: Iterable[str], places: Iterable[Any]) -> str | None:
 def spelled(places: Iterable[Any]) -> list[dict[str, Any]]:
     """Objects with their keys in lower case, with `_`; what is no object is left out."""
     return [
-        {str(key).lower().replace("-", "_"): value for key, value in place.items()} for place in places if place and isinstance(place, dict)
+        {_known_spelling(key) if type(key) is str and len(key) <= _SHORT else _spelling(key): value for key, value in place.items()}
+        for place in places
+        if place and isinstance(place, dict)
     ]
 
 
 def first_spelled(keys: Iterable[str], places: Sequence[Mapping[str, Any]]) -> str | None:
     """As `first_word`, of places that were `spelled`."""
-    return next((found for key in keys for place in places if key in place and (found := word(place[key]))), None)
+    for key in keys:
+        for place in places:
+            if key in place and (found := word(place[key])):
+                return found
+    return None
+
+
+def _spelling(key: Any) -> str:
+    return str(key).lower().replace("-", "_")
+
+
+_SHORT = 64
+_known_spelling = lru_cache(maxsize=4096)(_spelling)
 
 
 def usage_of(value: Any, cost_usd: Any = None) -> Usage:
@@ -101,8 +121,11 @@ def time_us(value: Any) -> int | None:
     """
     amount = number(value)
     if amount is not None:
-        found = next((int(amount * factor) for least, factor in _MICROSECONDS if amount > least), None)
-        return found if found is None or found < _LAST_US else None
+        for least, factor in _MICROSECONDS:
+            if amount > least:
+                found = int(amount * factor)
+                return found if found < _LAST_US else None
+        return None
     if not isinstance(value, str) or len(value) > 40:
         return None
     try:
@@ -129,7 +152,7 @@ def parse(text: Any) -> Any:
         raise ValueError(msg)
     refuse_dense(text)
     try:
-        return json.loads(text, parse_constant=str, parse_float=_finite)
+        return json.loads(text, parse_constant=str, parse_float=finite)
     except RecursionError:
         msg = "nested too deeply"
         raise ValueError(msg) from None
@@ -155,6 +178,7 @@ def whole_number(raw: Any) -> int | None:
         return None
 
 
-def _finite(text: str) -> Any:
+def finite(text: str) -> Any:
+    """A float from its text; the text itself where it is too large to be one."""
     number = float(text)
     return number if abs(number) != float("inf") else text

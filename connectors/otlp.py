@@ -14,12 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from counterplay.connectors.base import Item, entries, leading_objects, open_bytes
-from counterplay.connectors.lines import MAX_RECORD_BYTES, sample_of
-from counterplay.connectors.otlp_traces import FORMAT, Document, is_document, traces
+from counterplay.connectors.lines import MAX_RECORD_BYTES, Line, is_zipped, lines, parse_line, sample_of
+from counterplay.connectors.lines import is_document as is_one_document
+from counterplay.connectors.otlp_decode import hex_id
+from counterplay.connectors.otlp_traces import FORMAT, Document, is_document, traces, traces_in
+from counterplay.connectors.parts import Names, Part, Place
 from counterplay.core.errors import SourceError
 from counterplay.core.records import Rejected
 
 _SPANS_OR_LOGS = re.compile(rb'"(resource_?[sS]pans|resource_?[lL]ogs)"\s*:')
+
+_TRACE_ID = re.compile(rb'"trace(?:Id|_id)"\s*:\s*"([^"]*)"')
 
 _PROTOBUF_STARTS = (b"\n", b"\0")
 """The tag of an export's first field, or the length before each export in a collector's file."""
@@ -51,6 +56,14 @@ class OtlpConnector:
         for item in traces(_documents_of(paths), _documents_of(_beside(paths))):
             yield item
 
+    def divides(self, paths: Sequence[Path]) -> bool:
+        """JSON lines are read in parts. Not zipped ones: every part would have to unzip all, which takes longer than to read it."""
+        return not any(is_zipped(path) or is_one_document(path) or _is_protobuf(sample_of(path)) for path in paths)
+
+    def read_part(self, paths: Sequence[Path], part: Part) -> Iterator[Names | tuple[Place, Item]]:
+        """The traces whose ids are of a part."""
+        return traces_in(part, _documents_in(paths, part), _documents_of(_beside(paths)))
+
 
 CONNECTOR = OtlpConnector()
 
@@ -78,6 +91,37 @@ def _documents(path: Path) -> Iterator[Document | Rejected]:
         return
     for entry in entries(path):
         yield entry if isinstance(entry, Rejected) else Document(entry.value, str(path), entry.line, entry.offset)
+
+
+def _documents_in(paths: Iterable[Path], part: Part) -> Iterator[Document | Rejected | None]:
+    """The documents that are of a part, or of several; None in place of the others."""
+
+    def wanted(source: bytes, start: int, end: int) -> bool:
+        found = _traces_at_ends(source, start, end)
+        return len(found) > 1 or all(map(part.takes, found))
+
+    for path in paths:
+        for line in lines(path, wanted=wanted):
+            if isinstance(line, Rejected):
+                yield line if part.index == 0 else None
+            elif not line.source:
+                yield None
+            else:
+                yield _document_in(path, line)
+
+
+def _document_in(path: Path, line: Line) -> Document | Rejected:
+    entry = parse_line(path, line)
+    if isinstance(entry, Rejected):
+        return entry
+    return Document(entry.value, str(path), entry.line, entry.offset, mixed=len(_traces_at_ends(line.source, line.start, line.stop)) > 1)
+
+
+def _traces_at_ends(source: bytes, start: int, end: int) -> set[bytes]:
+    """The first and the last trace id of a line: one where all its spans are of one trace, or so it seems."""
+    last = max(source.rfind(key, start, end) for key in (b'"traceId"', b'"trace_id"'))
+    found = _TRACE_ID.search(source, start, end), _TRACE_ID.search(source, max(last, start), end)
+    return {hex_id(each[1].decode(errors="replace"), 16).encode() if each else b"" for each in found}
 
 
 def _protobuf_documents(path: Path) -> Iterator[Document | Rejected]:

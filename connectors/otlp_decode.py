@@ -10,6 +10,7 @@ import base64
 import binascii
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from counterplay.connectors.facts import count, whole_number
@@ -70,7 +71,12 @@ def _get(raw: Mapping[str, Any], key: str) -> Any:
     """A field in lower camel case or in snake case."""
     if key in raw:
         return raw[key]
-    return raw.get(re.sub(r"(?<!^)([A-Z])", lambda found: "_" + found[1].lower(), key))
+    return raw.get(_in_snake_case(key))
+
+
+@lru_cache(maxsize=256)
+def _in_snake_case(key: str) -> str:
+    return re.sub(r"(?<!^)([A-Z])", lambda found: "_" + found[1].lower(), key)
 
 
 def _leaves(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 from counterplay.connectors.base import Item
@@ -19,6 +19,7 @@ from counterplay.connectors.dialects.run_attributes import EVALUATION, SCORE, fa
 from counterplay.connectors.lines import REASON_CHARS
 from counterplay.connectors.otlp_decode import is_otlp, records_of, spans_of
 from counterplay.connectors.otlp_scores import is_scores, scores_of
+from counterplay.connectors.parts import Names, Part, Place, Undivided
 from counterplay.connectors.spans.build import build
 from counterplay.connectors.spans.readings import LengthLimit, Reading, Slot
 from counterplay.connectors.spans.run_facts import RunFacts
@@ -27,17 +28,23 @@ from counterplay.core.nouns import Message, Source, ToolSpec
 from counterplay.core.records import Rejected
 
 FORMAT = "otlp"
+_MOST_REJECTED = 10_000
+_DOCUMENTS_A_TIME = 64
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One document as parsed JSON, and where it stood. `line` is 1-based, None where there are no lines."""
+    """One document as parsed JSON, and where it stood. `line` is 1-based, None where there are no lines.
+
+    `mixed` says that a log which is read in parts has traces of several of them in it.
+    """
 
     value: Mapping[str, Any]
     uri: str
     line: int | None = None
     offset: int = 0
+    mixed: bool = False
 
     def reject(self, reason: str) -> Rejected:
         return Rejected(self.uri, reason[:REASON_CHARS], self.line, self.offset)
@@ -57,7 +64,7 @@ class _Kept:
         slots, reading.slots = reading.slots, {}
         length = max(slots, default=-1) + 1
         dense = length <= 2 * len(slots) + 8
-        return cls(rank, span, reading, tuple(slots.get(i) for i in range(length)) if dense else slots)
+        return cls(rank, span, reading, tuple(map(slots.get, range(length))) if dense else slots)
 
     def unpacked(self) -> tuple[Span, Reading]:
         packed = self.packed
@@ -68,9 +75,10 @@ class _Kept:
 
 @dataclass(slots=True)
 class _Group:
-    """What is known of one trace id so far."""
+    """What is known of one trace id so far. `first` is where in its document it begins: among the spans, or among the records behind."""
 
     place: Document
+    first: Place
     spans: dict[str, _Kept] = field(default_factory=dict)
     records: dict[str, list[Event]] = field(default_factory=dict)
     limit: LengthLimit = field(default_factory=LengthLimit)
@@ -82,10 +90,18 @@ class _Shared:
     def __init__(self) -> None:
         self._values: dict[int, Any] = {}
         self._slots: dict[tuple[Any, ...], Slot] = {}
+        self._last: dict[int, tuple[Slot, Slot]] = {}  # those of the last prompt: the next one may be made of the same objects
         self._tools: dict[tuple[str, ...], tuple[ToolSpec, ...]] = {}
 
     def share(self, reading: Reading) -> None:
-        reading.slots = {i: self._shared(slot) for i, slot in reading.slots.items()}
+        met, last = {}, self._last
+        for i, slot in reading.slots.items():
+            pair = last.get(id(slot))
+            if pair is None or pair[0] is not slot:
+                pair = (slot, self._shared(slot))
+            met[id(slot)] = pair
+            reading.slots[i] = pair[1]
+        self._last = met
         reading.outputs = [self._shared(slot) for slot in reading.outputs]
         reading.params = self._same(reading.params)
         if reading.tools is not None:
@@ -120,34 +136,74 @@ def traces(documents: Iterable[Document | Rejected], beside: Iterable[Document |
     groups: dict[str, _Group] = {}
     shared = _Shared()
     for document in documents:
-        if isinstance(document, Rejected):
-            yield document
-        elif not is_document(document.value):
-            yield document.reject("no OTLP export: it has neither resourceSpans nor resourceLogs")
-        else:
-            yield from _take(document, groups, shared)
-    for document in beside:
-        if isinstance(document, Document):
-            _take_records(document, {trace_id: group for trace_id, group in groups.items() if group.spans}, shared)
+        yield from _take(document, groups, shared)
+    _take_beside(beside, groups, shared)
     del shared  # from here on what a trace holds goes with it
     for trace_id in list(groups):
-        group = groups.pop(trace_id)
-        if group.spans or group.records:
-            yield _finished(trace_id, group)
+        yield from _finished(trace_id, groups.pop(trace_id))
 
 
-def _take(document: Document, groups: dict[str, _Group], shared: _Shared) -> Iterator[Rejected]:
+def traces_in(
+    part: Part, documents: Iterable[Document | Rejected | None], beside: Iterable[Document | Rejected]
+) -> Iterator[Names | tuple[Place, Item]]:
+    """As `traces`, of one part (see `parts.PartConnector`); a document that is None is another's."""
+    groups: dict[str, _Group] = {}
+    shared = _Shared()
+    begun: dict[str, Place] = {}
+    rejected: list[tuple[Place, Item]] = []
+    names: list[str] = []
+    for number, document in enumerate(documents):
+        if number % _DOCUMENTS_A_TIME == _DOCUMENTS_A_TIME - 1:
+            yield Names(names)
+            names = []
+        if document is None:
+            continue
+        rejected += (((0, number), item) for item in _take(document, groups, shared, part))
+        if len(rejected) > _MOST_REJECTED:
+            raise Undivided
+        new = [*islice(reversed(groups), len(groups) - len(begun))][::-1]
+        begun.update((key, (1, number, *groups[key].first)) for key in new)
+        names += new
+    yield Names(names, last=True)
+    yield from rejected
+    _take_beside(beside, groups, shared)
+    del shared
+    for trace_id in list(groups):
+        yield from ((begun[trace_id], item) for item in _finished(trace_id, groups.pop(trace_id)))
+
+
+def _take_beside(documents: Iterable[Document | Rejected], groups: dict[str, _Group], shared: _Shared) -> None:
+    for document in documents:
+        if isinstance(document, Document):
+            _take_records(document, {trace_id: group for trace_id, group in groups.items() if group.spans}, shared)
+
+
+def _take(document: Document | Rejected, groups: dict[str, _Group], shared: _Shared, part: Part | None = None) -> Iterator[Rejected]:
+    """Keep what a document holds. Of a mixed one only what is the `part`'s own; what has no trace, and so no part, is the first's."""
+    if isinstance(document, Rejected):
+        yield document
+        return
+    if not is_document(document.value):
+        yield document.reject("no OTLP export: it has neither resourceSpans nor resourceLogs")
+        return
+    part = part if document.mixed else None
+    for rejected in _taken(document, groups, shared, part):
+        if part is None or part.index == 0:
+            yield rejected
+
+
+def _taken(document: Document, groups: dict[str, _Group], shared: _Shared, part: Part | None) -> Iterator[Rejected]:
     place = replace(document, value={})
-    for span in _spans(document.value):
+    for number, span in enumerate(_spans(document.value)):
         if isinstance(span, str):
             yield place.reject(span)
-        else:
+        elif part is None or part.takes(span.trace_id.encode()):
             key = agent_lightning.attempt_of(span) or span.trace_id
             try:
-                _add(span, groups.setdefault(key, _Group(place)), place, shared)
+                _add(span, groups.setdefault(key, _Group(place, (0, number))), place, shared)
             except RecursionError:
                 yield place.reject(f"the span {span.span_id} holds values that are nested too deeply")
-    for reason in _take_records(document, groups, shared, new=True):
+    for reason in _take_records(document, groups, shared, part, new=True):
         yield place.reject(reason)
 
 
@@ -180,24 +236,33 @@ def _add(span: Span, group: _Group, place: Document, shared: _Shared) -> None:
     group.spans[span.span_id] = _Kept.of(rank, kept, reading)
 
 
-def _take_records(document: Document, groups: dict[str, _Group], shared: _Shared, *, new: bool = False) -> Iterable[str]:
+def _take_records(
+    document: Document, groups: dict[str, _Group], shared: _Shared, part: Part | None = None, *, new: bool = False
+) -> Iterable[str]:
     """Keep the records that carry messages, evaluations or scores; the reasons of those that can't be read."""
     reasons = []
     place = replace(document, value={})
     scores = scores_of(document.value) if is_scores(document.value) else ()
-    for record in chain(records_of(document.value), scores):
+    for number, record in enumerate(chain(records_of(document.value), scores)):
         if isinstance(record, str):
             reasons.append(record)
         elif record.name.startswith("gen_ai.") or record.name == SCORE:
             if not record.trace_id:
                 reasons.append(f"the log record {record.name} names no trace")
+            elif part is not None and not part.takes(record.trace_id.encode()):
+                continue
             elif new or record.trace_id in groups:
-                group = groups.setdefault(record.trace_id, _Group(place))
+                group = groups.setdefault(record.trace_id, _Group(place, (1, number)))
                 group.records.setdefault(record.span_id, []).append(shared.record(record))
     return reasons
 
 
-def _finished(trace_id: str, group: _Group) -> Item:
+def _finished(trace_id: str, group: _Group) -> Iterator[Item]:
+    if group.spans or group.records:
+        yield _trace(trace_id, group)
+
+
+def _trace(trace_id: str, group: _Group) -> Item:
     if not group.spans:
         return group.place.reject(_without_spans(trace_id, group))
     members = [kept.unpacked() for kept in group.spans.values()]

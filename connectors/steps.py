@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from counterplay.connectors.normalise import role_of
 from counterplay.core.nouns import Grade, Message, Outcome, Step, ToolSpec, Trajectory
 
 
@@ -22,7 +23,7 @@ class StepList:
     def extend(self, messages: Iterable[Message], *, sampled: bool) -> None:
         """What followed: observations of the last step; an assistant message among them is a step, `sampled` as said."""
         for message in messages:
-            if message.role == "assistant":
+            if role_of(message) == "assistant":
                 self.act(message, sampled=sampled)
             elif self._steps:
                 self._steps[-1][1].append(message)
@@ -61,5 +62,5 @@ def tools_known(trajectory: Trajectory) -> bool:
 
 def prompt_length(messages: Sequence[Message]) -> int:
     """How many messages stand before the first action: the first assistant message after the first user message."""
-    first_user = next((i for i, message in enumerate(messages) if message.role == "user"), -1)
-    return next((i for i, message in enumerate(messages) if i > first_user and message.role == "assistant"), len(messages))
+    first_user = next((i for i, message in enumerate(messages) if role_of(message) == "user"), -1)
+    return next((i for i, message in enumerate(messages) if i > first_user and role_of(message) == "assistant"), len(messages))

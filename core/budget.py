@@ -91,19 +91,26 @@ class Budget:
 
     def reserve(self, **amounts: float) -> Reservation:
         """Set amounts aside. Raises BudgetExceeded, with nothing reserved, where one of them does not fit."""
-        kind = self.lacking(**amounts)
+        kind = self._lacking(amounts)
         if kind is not None:
             left = self.left(kind)
             raise BudgetExceeded(f"the budget has {left:g} {kind} left", f"{amounts.get(kind, 0):g}", "Give a larger --budget to go on.")
+        reserved = self._reserved
         for name, amount in amounts.items():
-            self._reserved[name] = self._reserved.get(name, 0) + amount
-        return Reservation(self, dict(amounts))
+            reserved[name] = reserved.get(name, 0) + amount
+        return Reservation(self, amounts)
 
     def lacking(self, **amounts: float) -> str | None:
         """The first kind that `amounts` would overshoot; None where all of it fits."""
+        return self._lacking(amounts)
+
+    def _lacking(self, amounts: Mapping[str, float]) -> str | None:
         if self.limits.seconds is not None and self.left("seconds") <= 0:
             return "seconds"
-        return next((kind for kind, amount in amounts.items() if amount > self.left(kind)), None)
+        for kind, amount in amounts.items():
+            if getattr(self.limits, kind) is not None and amount > self.left(kind):
+                return kind
+        return None
 
     def left(self, kind: str) -> float:
         """What is neither used nor reserved; infinity where there is no limit."""
@@ -125,4 +132,13 @@ class Budget:
         for kind, amount in reserved.items():
             self._reserved[kind] -= amount
         charged = {**reserved, **used}
-        self.used = Amounts(*(getattr(self.used, kind) + charged.get(kind, 0) for kind in KINDS))
+        if any(charged.values()):
+            before, of = self.used, charged.get
+            self.used = Amounts(
+                (before.simulations or 0) + of("simulations", 0),
+                (before.model_calls or 0) + of("model_calls", 0),
+                (before.tokens or 0) + of("tokens", 0),
+                (before.usd or 0) + of("usd", 0),
+                (before.tool_calls or 0) + of("tool_calls", 0),
+                (before.seconds or 0) + of("seconds", 0),
+            )

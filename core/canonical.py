@@ -53,7 +53,7 @@ def content_key(*parts: str) -> str:
 
 
 def content_keys(*first: str) -> Callable[..., str]:
-    """What makes the content keys of `first` and further parts; content_keys(a)(b) equals content_key(a, b)."""
+    """What makes the content keys of `first` and further parts: it gives for b what content_key gives for a and b."""
     begun = blake2b(_joined(first), digest_size=_KEY_BYTES)
 
     def key(*parts: str) -> str:

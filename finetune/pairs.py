@@ -10,6 +10,7 @@ from itertools import permutations
 from counterplay.core.nouns import Grade, Message
 from counterplay.finetune.beta import probability_better
 from counterplay.finetune.rows import DPORow, Drop, Harvest, SourcedTree, too_low, verifiers_of, well_formed
+from counterplay.search.counts import lines
 from counterplay.search.tree import Node, SearchTree
 
 
@@ -23,10 +24,10 @@ def dpo_rows(
 ) -> Harvest[DPORow]:
     """Step-level pairs: two sampled actions of one state, where P(Q_chosen > Q_rejected) >= `tau` under Beta(1 + W, 1 + N - W).
 
-    `tau` lies in (0.5, 1]. Children with one signature are one action and pool their W and N; actions without a visit are no
-    evidence. A pair's grade is the worst of its prompt and of everything below its two actions, because their values rest on
-    that. Pairs that another search has the other way round are left out. The surest are kept: `per_state` of a state, `per_task` of
-    a task (of a trace where no task is known).
+    `tau` lies in (0.5, 1]. N and W are counts of played lines (`search.counts.lines`). Children with one signature are one action and
+    pool their W and N; actions without a line are no evidence. A pair's grade is the worst of its prompt and of everything below
+    its two actions, because their values rest on that. Pairs that another search has the other way round are left out. The
+    surest are kept: `per_state` of a state, `per_task` of a task (of a trace where no task is known).
     """
     if not 0.5 < tau <= 1.0:
         msg = f"got tau {tau}, wanted a probability above 0.5 and at most 1"
@@ -74,9 +75,9 @@ class _Action:
 
 def _candidates(source: SourcedTree, tau: float, min_grade: Grade) -> Iterator[tuple[DPORow, str]]:
     """Every pair that is sure enough, and why it may not leave; an empty reason where it may."""
-    evidence = _evidence(source.tree)
+    evidence, counts = _evidence(source.tree), lines(source.tree)
     for parent in source.tree.nodes:
-        for chosen, rejected in permutations(_actions(parent, evidence), 2):
+        for chosen, rejected in permutations(_actions(parent, evidence, counts), 2):
             sure = probability_better(chosen.value_sum, chosen.visits, rejected.value_sum, rejected.visits)
             if sure >= tau:
                 row = _pair(source, parent, chosen, rejected, sure)
@@ -94,15 +95,15 @@ def _evidence(tree: SearchTree) -> Mapping[int, tuple[Grade, frozenset[str]]]:
     return rests
 
 
-def _actions(parent: Node, evidence: Mapping[int, tuple[Grade, frozenset[str]]]) -> list[_Action]:
+def _actions(parent: Node, evidence: Mapping[int, tuple[Grade, frozenset[str]]], counts: Mapping[int, tuple[int, float]]) -> list[_Action]:
     groups: dict[str, list[Node]] = defaultdict(list)
     for child in parent.children:
-        if child.step is not None and child.visits:
+        if child.step is not None and counts[child.index][0]:
             groups[child.step.action.signature].append(child)
     actions = []
     for nodes in groups.values():
         grades, verifiers = zip(*(evidence[node.index] for node in nodes), strict=True)
-        visits, value_sum = sum(node.visits for node in nodes), sum(node.value_sum for node in nodes)
+        visits, value_sum = sum(counts[node.index][0] for node in nodes), sum(counts[node.index][1] for node in nodes)
         actions.append(_Action(tuple(nodes), visits, value_sum, min(grades), frozenset[str]().union(*verifiers)))
     return actions
 

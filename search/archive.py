@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from counterplay.core.budget import Budget
 from counterplay.core.canonical import content_key
@@ -41,7 +41,8 @@ async def archive(
 
     The archive holds the states before every step of the lines so far, without those that failed or scored below `min_score`. States
     are grouped by what was done last: the names of the tools of the last `window` actions. A group is drawn with a weight of
-    1 / its visits, a state in it evenly. N of a node counts the lines through it that began at or above it, W sums their scores.
+    1 / visits, the number of lines' states in it, a state in it evenly. N of a node counts the lines through it that began at or
+    above it, W sums their scores.
     """
     if num_lines < 1 or wave_size < 1 or not 0 <= explore <= 1:
         raise UserError(f"got {num_lines=}, {wave_size=}, {explore=}", "at least 1 of each and a probability")
@@ -56,35 +57,50 @@ async def archive(
     }
     tree = SearchTree.start(state, "archive", config)
     engine = Engine(policy, environment, verifier, budget, concurrency=concurrency, max_steps=max_steps, on_wave=on_wave)
-    generator, ends, begun = random.Random(seed), list[Node](), 0
+    generator, known, begun = random.Random(seed), Archive(window), 0
     while begun < num_lines and engine.running(tree) and not tree.root.finished:
-        known = states(ends, min_score)
-        wave = min(wave_size, num_lines - begun)
-        starts = [tree.root if not known or generator.random() < explore else rare(known, window, generator) for _ in range(wave)]
+        starts = [
+            tree.root if not known.groups or generator.random() < explore else known.rare(generator)
+            for _ in range(min(wave_size, num_lines - begun))
+        ]
         begun += len(starts)
-        played = await play_out(engine, tree, starts)
-        await score_lines(engine, list(zip(starts, played, strict=True)))
-        ends += [end for end in played if end.finished]
+        ends = await play_out(engine, tree, starts)
+        await score_lines(engine, list(zip(starts, ends, strict=True)))
+        engine.after_wave(tree)
+        for end in ends:
+            if worth_keeping(end, min_score):
+                known.keep(end)
     return engine.finish(tree, f"{begun} lines ended")
 
 
-def states(ends: Sequence[Node], min_score: float) -> list[Node]:
-    """Where lines may branch: each state before a step of a line that neither failed nor scored below `min_score`, once, in order."""
-    good = [end for end in ends if (end.step is None or end.step.error is None) and (end.score is None or end.score.value >= min_score)]
-    return list({node.index: node for end in good for node in end.path()[1:-1]}.values())
+def worth_keeping(end: Node, min_score: float) -> bool:
+    """Whether a line has ended, did not fail and scored `min_score` at least; no opinion is not a bad opinion."""
+    sound = end.finished and (end.step is None or end.step.error is None)
+    return sound and (end.score is None or end.score.value >= min_score)
 
 
-def rare(known: Sequence[Node], window: int, generator: random.Random) -> Node:
-    """A state drawn by the rarity of its group: groups by 1 / visits, then evenly inside."""
-    groups: dict[str, list[Node]] = {}
-    visits: Counter[str] = Counter()
-    for node in known:
-        group = abstraction(node.state, window)
-        groups.setdefault(group, []).append(node)
-        visits[group] += max(1, node.draws)
-    names = list(groups)
-    (chosen,) = generator.choices(names, [1 / visits[name] for name in names])
-    return generator.choice(groups[chosen])
+@dataclass
+class Archive:
+    """The states that lines have passed through, in groups of one abstraction, and how many lines have passed through each group."""
+
+    window: int
+    groups: dict[str, list[Node]] = field(default_factory=dict)
+    visits: Counter[str] = field(default_factory=Counter)
+    known: set[int] = field(default_factory=set)
+
+    def keep(self, end: Node) -> None:
+        """Take in the states of a line before its steps, but for the root, from which every fresh line starts."""
+        for node in end.path()[1:-1]:
+            group = abstraction(node.state, self.window)
+            self.visits[group] += 1
+            if node.index not in self.known:
+                self.known.add(node.index)
+                self.groups.setdefault(group, []).append(node)
+
+    def rare(self, generator: random.Random) -> Node:
+        """A state drawn by the rarity of its group: groups by 1 / visits, then evenly inside."""
+        (group,) = generator.choices(list(self.groups), [1 / self.visits[group] for group in self.groups])
+        return generator.choice(self.groups[group])
 
 
 def abstraction(state: State, window: int) -> str:

@@ -36,9 +36,9 @@ async def best_first(
 ) -> SearchTree:
     """Take the `wave_size` best states off the queue, draw `num_actions` in each, queue the children by v(s); stop at an end of v >= gate.
 
-    The paper's branching b is `num_actions`, its search budget c `num_expansions`, its depth d `max_steps` (5 there, for web tasks).
-    A child without an opinion is queued at its parent's value. Ties: the deeper, then the earlier. Every scored child is one
-    evaluation: N += 1, W += score up to the root.
+    The paper's branching b is `num_actions`, its depth d `max_steps` (5 there, for web tasks). Its budget c = 20 counts the states that
+    are valued; `num_expansions` those that are expanded, for a child is valued when it is made. A child without an opinion is queued
+    at its parent's value. Ties: the deeper, then the earlier. Every scored child is one evaluation: N += 1, W += score up to the root.
     """
     if num_expansions < 1 or wave_size < 1:
         raise UserError(f"got num_expansions={num_expansions}, wave_size={wave_size}", "at least 1 of each")

@@ -42,7 +42,11 @@ def merge_as(kind: type[D], proposals: Sequence[Proposal]) -> list[D]:
     The prior is the sum of the given priors, normalised to 1 over all (equal shares where all are zero); where one of them is
     None it is the frequency among the draws.
     """
-    frequency = any(proposal.prior is None for proposal in proposals)
+    frequency = False
+    for proposal in proposals:
+        if proposal.prior is None:
+            frequency = True
+            break
     merged: dict[str, D] = {}
     total = 0.0
     for proposal in proposals:

@@ -7,6 +7,7 @@ spends all of its width on it; here the budget is split into independent sub-tre
 from __future__ import annotations
 
 from counterplay.core.budget import Budget
+from counterplay.core.errors import UserError
 from counterplay.core.nouns import State
 from counterplay.core.protocols import Environment, Policy, Verifier
 from counterplay.search.aggregate import aggregate
@@ -36,6 +37,8 @@ async def dvts(
     The paper's n beams are num_subtrees x num_actions. Lines that draw the same action in the same state share its node, and may part
     again. A line ends with its episode; every scored child is one evaluation: N += 1, W += score up to the root.
     """
+    if num_subtrees < 1 or num_actions < 1:
+        raise UserError(f"got {num_subtrees=}, {num_actions=}", "at least 1 of each")
     config = {"num_subtrees": num_subtrees, "num_actions": num_actions, "aggregation": aggregation, "max_steps": max_steps, "seed": seed}
     tree = SearchTree.start(state, "dvts", config)
     aggregate([], aggregation)

@@ -8,17 +8,20 @@ that fails is data; only where not one call of the first wave succeeds is its er
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from counterplay.core.budget import Amounts, Budget, Reservation
 from counterplay.core.errors import BudgetExceeded, CounterplayError, PolicyError, StoreError, UserError, VerifierError
-from counterplay.core.journal import ask
+from counterplay.core.journal import ask, verifier_identity
 from counterplay.core.nouns import Message, Proposal, Score, Step, Usage
 from counterplay.core.protocols import Environment, Policy, Verifier, first_draw
+from counterplay.core.turns import propose_in_turn, turns
 from counterplay.search.draws import FailedProposal
+from counterplay.search.fairness import limiting
+from counterplay.search.stopping import NEVER, stop_when
 from counterplay.search.tree import Node, SearchTree
 from counterplay.search.wave import Wave
 
@@ -34,6 +37,9 @@ class Engine:
     policy offers `estimate(state, n) -> Usage`, an upper bound; without one they are reserved at the largest use seen so far
     per proposal, so that only a wave whose proposals outgrow all before it can exceed them. A branch that is `max_steps` below
     its root is truncated (None: no limit). A part that is None is never asked.
+
+    An engine takes its turns from the limiter, and stops on the condition, that its context holds (`fairness.shared`,
+    `stopping.stopping`): searches neither pass them on nor know of them.
     """
 
     def __init__(
@@ -57,7 +63,10 @@ class Engine:
         self.failures: dict[str, dict[str, Any]] = {}
         self._used: defaultdict[str, float] = defaultdict(float)
         self._started_s = time.monotonic()
-        self._drawn: Counter[str] = Counter()
+        limiter = limiting.get()
+        self._lane = None if limiter is None else limiter.lane()
+        self._stop_when, self._ends, self._highest = stop_when.get(), 0, 0.0
+        self._drawn: dict[str, int] = {}
         self._estimate: Callable[..., Usage] | None = _find(policy, "estimate")
         self._largest = Usage()
         self._succeeded: set[str] = set()
@@ -71,16 +80,19 @@ class Engine:
         admitted, reservation = self._admit_draws(wave)
         answers: list[Sequence[Proposal]] = [()] * len(wave)
         errors: dict[int, Exception] = {}
-        starts = []
+        starts, drawn, lane = [], self._drawn, self._lane
         for node, n in admitted:
-            starts.append(self._drawn[node.state.key])
-            self._drawn[node.state.key] += n
+            key = node.state.key
+            start = drawn.get(key, 0)
+            starts.append(start)
+            drawn[key] = start + n
 
         async def call(i: int) -> None:
             node, n = admitted[i]
             token = first_draw.set(starts[i])
             try:
-                answers[i] = _proposals(await policy.propose(node.state, n))[:n]
+                asked = policy.propose(node.state, n) if lane is None else propose_in_turn(policy, node.state, n)
+                answers[i] = _proposals(await asked, n)
             except _FATAL:
                 raise
             except Exception as error:  # noqa: BLE001  a failed branch is data
@@ -88,9 +100,12 @@ class Engine:
             finally:
                 first_draw.reset(token)
 
+        taking = None if lane is None else turns.set(lane)
         try:
             await self._policy_wave.run(call, len(admitted))
         finally:
+            if taking is not None:
+                turns.reset(taking)
             self._settle_draws(reservation, admitted, answers, errors)
         self._note("policy", errors, len(admitted), PolicyError)
         for i, error in errors.items():
@@ -140,16 +155,20 @@ class Engine:
         nodes = [node for node in nodes if node.step is None or node.step.error is None]
         scores: list[Score | None] = [None] * len(nodes)
         errors: dict[int, Exception] = {}
+        identity = verifier_identity(verifier)
 
         async def call(i: int) -> None:
             try:
-                scores[i] = await ask(verifier, nodes[i].state)
+                scores[i] = await ask(verifier, nodes[i].state, identity)
             except VerifierError as error:
                 errors[i] = _innermost(error)
 
         await self._verifier_wave.run(call, len(nodes))
         for node, score in zip(nodes, scores, strict=True):
             node.score = score
+            if score is not None and node.finished and not node.logged:
+                self._ends += 1
+                self._highest = max(self._highest, score.value)
         self._note("verifier", errors, len(nodes), VerifierError)
 
     def admit(self, simulations: int) -> int:
@@ -165,6 +184,8 @@ class Engine:
 
     def running(self, tree: SearchTree) -> bool:
         """Whether a search may start another wave."""
+        if self._stop_when is not NEVER and not tree.stopped:
+            tree.stop(self._stop_when.reason(tree, self._ends, self._highest))
         return not (self.exhausted or tree.stopped)
 
     def after_wave(self, tree: SearchTree) -> None:
@@ -188,9 +209,13 @@ class Engine:
 
     def _admit_draws(self, wave: Sequence[tuple[Node, int]]) -> tuple[Sequence[tuple[Node, int]], Reservation]:
         """The longest part of a wave that fits, its last item perhaps with fewer draws."""
-        amounts: dict[str, float] = {"model_calls": 0}
-        for node, n in wave:
-            amounts = self._priced(node, n, amounts)
+        limits = self.budget.limits
+        if limits.tokens is None and limits.usd is None:
+            amounts: dict[str, float] = {"model_calls": sum([n for _, n in wave])}
+        else:
+            amounts = {"model_calls": 0}
+            for node, n in wave:
+                amounts = self._priced(node, n, amounts)
         reservation = self._reserve(**amounts)
         if reservation is not None:
             return wave, reservation
@@ -237,15 +262,12 @@ class Engine:
         answers: Sequence[Sequence[Proposal]],
         errors: dict[int, Exception],
     ) -> None:
-        calls = sum(n if i in errors else len(answers[i]) for i, (_, n) in enumerate(admitted))
+        calls = sum(map(len, answers)) + sum([admitted[i][1] for i in errors])
         tokens = usd = 0.0
-        for proposals in answers:
-            for proposal in proposals:
-                usage = proposal.usage
-                if usage is not NO_USAGE:
-                    tokens += usage.tokens
-                    usd += usage.cost_usd or 0.0
-                    self._largest = max(self._largest, usage, key=lambda known: known.tokens)
+        for usage in [proposal.usage for proposals in answers for proposal in proposals if proposal.usage is not NO_USAGE]:
+            tokens += usage.tokens
+            usd += usage.cost_usd or 0.0
+            self._largest = max(self._largest, usage, key=lambda known: known.tokens)
         self._settle(reservation, model_calls=calls, tokens=tokens, usd=usd)
 
     def _admit_tools(self, wave: Sequence[tuple[Node, Proposal]]) -> tuple[list[int], Reservation]:
@@ -265,9 +287,9 @@ class Engine:
             return Step(action, error=f"got {type(step).__name__} from the environment, wanted a Step")
         if step.action is not action and step.action != action:
             return Step(action, error=f"the environment executed {step.action.signature!r} instead of {action.signature!r}")
-        if self.max_steps is not None and node.depth + 1 >= self.max_steps and not step.finished:
-            return replace(step, truncated=True)
-        return step
+        if self.max_steps is None or node.depth + 1 < self.max_steps or step.finished:
+            return step
+        return replace(step, truncated=True)
 
     def _note(self, kind: str, errors: dict[int, Exception], count: int, wrap: type[CounterplayError]) -> None:
         if len(errors) < count:
@@ -285,9 +307,14 @@ class Engine:
             raise wrap(f"the {kind} failed in all {count} calls of its first wave: {known['first']}") from first
 
 
-def _proposals(answer: object) -> Sequence[Proposal]:
-    if isinstance(answer, Sequence) and all(isinstance(item, Proposal) for item in answer):
-        return answer
+def _proposals(answer: object, n: int) -> Sequence[Proposal]:
+    """The first `n` of an answer. Raises PolicyError where it is none."""
+    if isinstance(answer, (list, tuple, Sequence)):
+        for item in answer:
+            if not isinstance(item, Proposal):
+                break
+        else:
+            return answer[:n] if len(answer) > n else answer
     raise PolicyError(f"got {type(answer).__name__} {answer!r:.200} from the policy", "a sequence of Proposal")
 
 

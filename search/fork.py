@@ -8,14 +8,13 @@ software engineering agents"; Setlur et al. 2024, "RL on Incorrect Synthetic Dat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from counterplay.core.budget import Budget
 from counterplay.core.errors import UserError
 from counterplay.core.nouns import State
 from counterplay.core.protocols import Environment, Policy, Verifier
+from counterplay.search.branching import Strategy, choose
 from counterplay.search.engine import Engine, OnWave
-from counterplay.search.localise import Bisection, bisect, first_drop
 from counterplay.search.logged import LoggedPath, horizon, logged_path, score_log
 from counterplay.search.rollout import advance, play_out, score_lines
 from counterplay.search.tree import Node, SearchTree
@@ -31,7 +30,8 @@ async def fork_best_of_n(
     n: int = 4,
     pivots: Sequence[int] | None = None,
     num_pivots: int = 3,
-    localisation: Literal["drop", "bisect", "spread"] = "drop",
+    localisation: Strategy = "value_drop",
+    siblings: Sequence[State] = (),
     rollouts_per_alternative: int = 1,
     max_steps: int | None = None,
     concurrency: int = 64,
@@ -44,9 +44,11 @@ async def fork_best_of_n(
     was played for and not above the fork: lines from later forks are no fair samples of the actions before them. So the N and W
     of siblings at a pivot are counts of a posterior Beta(1 + W, 1 + N - W).
 
-    `pivots` are step indices; where None, `num_pivots` are chosen by `localisation`: "drop" takes the largest falls of a process
-    verifier's value, "bisect" the likeliest steps by Bayesian bisection with rollouts (`localise`), "spread" even distances; the
-    first two fall back on the last. `max_steps` counts from the prompt; None is twice the log, at least 20.
+    `pivots` are step indices; where None, `num_pivots` are chosen by `localisation`, a strategy of `branching.py`: "value_drop" the
+    largest falls of a process verifier's value, "pivot" the likeliest steps by Bayesian bisection with rollouts (`localise`),
+    "tool_error" failed calls, "entropy" where the policy is undecided, "rare_state" where few `siblings` (other logged runs of the
+    task) have been, "every" even distances; all fall back on the last. `max_steps` counts from the prompt; None is twice the log, at
+    least 20.
     """
     limit = horizon(state, max_steps)
     config = {
@@ -61,7 +63,11 @@ async def fork_best_of_n(
     path = logged_path(state, "fork_best_of_n", config)
     engine = Engine(policy, environment, verifier, budget, concurrency=concurrency, max_steps=limit, on_wave=on_wave)
     await score_log(engine, path)
-    chosen = _checked(pivots, state) if pivots is not None else await choose_pivots(engine, path, num_pivots, localisation, seed)
+    chosen = (
+        _checked(pivots, state)
+        if pivots is not None
+        else await choose_pivots(engine, path, num_pivots, localisation, seed=seed, siblings=siblings)
+    )
     await expand(engine, path, chosen, n, rollouts_per_alternative)
     return engine.finish(path.tree, f"forked at {', '.join(map(str, chosen))}")
 
@@ -86,16 +92,12 @@ def _checked(pivots: Sequence[int], state: State) -> list[int]:
     return sorted(set(pivots))
 
 
-async def choose_pivots(engine: Engine, path: LoggedPath, count: int, localisation: str, seed: int) -> list[int]:
+async def choose_pivots(
+    engine: Engine, path: LoggedPath, count: int, localisation: Strategy, *, seed: int = 0, siblings: Sequence[State] = ()
+) -> list[int]:
     """The steps to fork at, in order."""
-    if localisation not in ("drop", "bisect", "spread"):
-        raise UserError(f"got localisation {localisation!r}", "drop, bisect or spread")
-    posterior: Sequence[float] = ()
-    if localisation == "drop" and engine.verifier is not None:
-        posterior = (await first_drop(path.end.state, engine.verifier, concurrency=engine.concurrency)).posterior
-    elif localisation == "bisect":
-        posterior = (await bisect(engine, path, Bisection(seed=seed))).posterior
-    likeliest = sorted((t for t, mass in enumerate(posterior) if mass > 0), key=lambda t: (-posterior[t], t))[:count]
+    forks = await choose(engine, path, localisation, others=siblings, seed=seed)
+    likeliest = [] if localisation == "every" else [fork.step for fork in forks[:count]]
     return sorted(likeliest) or spread(len(path.end.state), count)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from counterplay.core.budget import Budget
@@ -19,6 +19,9 @@ from counterplay.core.protocols import Environment, Policy, Verifier
 from counterplay.search.engine import Engine, OnWave
 from counterplay.search.mcts import Edge, Edges, Rule, Simulation, backup, evaluate, expand, merge_edges, select
 from counterplay.search.tree import SearchTree
+
+LEAST_PRIOR = 1e-12
+"""What a prior of 0 counts as in a logarithm."""
 
 
 async def gumbel(
@@ -38,11 +41,12 @@ async def gumbel(
     seed: int = 0,
     on_wave: OnWave | None = None,
 ) -> SearchTree:
-    """Consider the top m = `num_considered` of g + log P at the root, g ~ Gumbel(0), of at least as many draws; halve them log2 m times.
+    """Consider the top m = min(`num_considered`, n) of g + log P at the root, g ~ Gumbel(0); halve them log2 m times.
 
-    A round gives each candidate n / (m' log2 m) simulations, one of each at a time, so a wave never meets itself; the better half
-    by g + log P + s(Q) stays, s(q) = (c_visit + max_b N_b) c_scale q. Below the root a = argmax pi'(a) - N_a / (1 + sum N), with
-    pi' = softmax(log P + s(completed Q)) and v_mix for actions not visited. Below the root `num_actions` are drawn in a node.
+    A round gives each of m' candidates n / (m' log2 m) of the n = `num_simulations`, one of each at a time, so a wave never meets
+    itself; the better half by g + log P + s(Q) stays, s(q) = (c_visit + max_b N_b) c_scale q. What rounding leaves over goes to the
+    last two. Below the root a = argmax pi'(a) - N_a / (1 + sum N), with pi' = softmax(log P + s(completed Q)) and v_mix for actions
+    not visited. The root draws `num_actions` or `num_considered` times, whichever is more, a node below it `num_actions` times.
     """
     if num_simulations < 1 or num_considered < 1 or num_actions < 1:
         raise UserError(f"got {num_simulations=}, {num_considered=}, {num_actions=}", "at least 1 of each")
@@ -62,24 +66,40 @@ async def gumbel(
     (answer,) = await engine.propose([(tree.root, max(num_actions, num_considered))]) or [()]
     edges: Edges = {0: merge_edges(tree.root, answer)}
     generator, scale = random.Random(seed), Scale(c_visit, c_scale)
-    noise = {id(edge): _gumbel(generator) + math.log(edge.prior) for edge in edges[0]}
-    candidates = sorted(edges[0], key=lambda edge: -noise[id(edge)])[:num_considered]
-    turns, left = max(1, math.ceil(math.log2(max(len(candidates), 1)))), num_simulations
-    for turn in range(turns if candidates else 0):
-        for _ in range(max(1, left // ((turns - turn) * len(candidates)))):
-            wave = _wave(candidates[:left], tree, edges, scale.inner)
-            wave = wave[: engine.admit(len(wave))]
-            if not wave or not engine.running(tree):
+    noise = {id(edge): _gumbel(generator) + math.log(max(edge.prior, LEAST_PRIOR)) for edge in edges[0]}
+    considered = sorted(edges[0], key=lambda edge: -noise[id(edge)])[: min(num_considered, num_simulations)]
+    turns, left = max(1, math.ceil(math.log2(max(len(considered), 1)))), num_simulations
+    for turn in range(turns if considered else 0):
+        for size in waves(left, turns - turn, len(considered)):
+            admitted = engine.admit(size) if engine.running(tree) else 0
+            if not admitted:
                 break
-            left -= len(wave)
+            left -= admitted
+            wave = select_wave(considered[:admitted], tree, edges, scale.inner)
             await expand(engine, tree, edges, wave, num_actions=num_actions, rule=scale.inner, noise=None)
             await evaluate(engine, tree, wave, "unscored")
             for simulation in wave:
                 backup(simulation)
             engine.after_wave(tree)
-        ranked = sorted(candidates, key=lambda edge: -(noise[id(edge)] + scale(_value(edge), candidates)))
-        candidates = ranked[: math.ceil(len(ranked) / 2)]
+        considered = halve(considered, noise, scale)
     return engine.finish(tree, f"{num_simulations - left} simulations")
+
+
+def waves(left: int, turns: int, candidates: int) -> list[int]:
+    """The sizes of the waves of a turn of `turns` still to play: left / (turns x candidates) visits each, at least one; all in the last."""
+    spent = left if turns == 1 else min(left, max(1, left // (turns * candidates)) * candidates)
+    return [min(candidates, spent - start) for start in range(0, spent, candidates)]
+
+
+def halve(considered: Sequence[Edge], noise: Mapping[int, float], scale: Scale) -> list[Edge]:
+    """The better half by g + log P + s(Q), best first. An action whose machinery failed is never among the better ones."""
+
+    def rank(edge: Edge, q: float) -> float:
+        failed = edge.child is not None and edge.child.step is not None and edge.child.step.error is not None
+        return -math.inf if failed else noise[id(edge)] + scale(q, considered)
+
+    ranked = sorted(zip(considered, completed(considered), strict=True), key=lambda pair: -rank(*pair))
+    return [edge for edge, _ in ranked[: math.ceil(len(ranked) / 2)]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +118,7 @@ class Scale:
 
         def rule(edges: Sequence[Edge], _parent_visits: int) -> Edge:
             filled = completed(edges)
-            logits = [math.log(max(edge.prior, 1e-12)) + self(q, edges) for edge, q in zip(edges, filled, strict=True)]
+            logits = [math.log(max(edge.prior, LEAST_PRIOR)) + self(q, edges) for edge, q in zip(edges, filled, strict=True)]
             top = max(logits)
             masses = [math.exp(logit - top) for logit in logits]
             total, taken = sum(masses), 1 + sum(map(visits, edges))
@@ -131,11 +151,7 @@ def _value(edge: Edge) -> float:
     return 0.0 if edge.child is None else edge.child.value or 0.0
 
 
-def _gumbel(generator: random.Random) -> float:
-    return -math.log(-math.log(generator.random() or 1e-300))
-
-
-def _wave(candidates: Sequence[Edge], tree: SearchTree, edges: Edges, rule: Rule) -> list[Simulation]:
+def select_wave(candidates: Sequence[Edge], tree: SearchTree, edges: Edges, rule: Rule) -> list[Simulation]:
     """One simulation below each candidate; their paths have nothing in common but the root."""
     wave = []
     for edge in candidates:
@@ -146,3 +162,7 @@ def _wave(candidates: Sequence[Edge], tree: SearchTree, edges: Edges, rule: Rule
         simulation.path.insert(0, edge)
         wave.append(simulation)
     return wave
+
+
+def _gumbel(generator: random.Random) -> float:
+    return -math.log(-math.log(generator.random() or 1e-300))

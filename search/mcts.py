@@ -115,9 +115,13 @@ Rule: TypeAlias = "Callable[[Sequence[Edge], int], Edge]"
 
 def puct(c_base: float, c_init: float) -> Rule:
     """argmax_a Q + [ln((N_p + c_base + 1) / c_base) + c_init] P sqrt(N_p) / (1 + N); Q = W / N, and 0 before the first visit."""
+    scales: dict[int, float] = {}
 
     def rule(edges: Sequence[Edge], parent_visits: int) -> Edge:
-        scale = (math.log((parent_visits + c_base + 1) / c_base) + c_init) * math.sqrt(parent_visits or 1)
+        scale = scales.get(parent_visits)
+        if scale is None:
+            scale = (math.log((parent_visits + c_base + 1) / c_base) + c_init) * math.sqrt(parent_visits or 1)
+            scales[parent_visits] = scale
         best, highest = edges[0], -1.0
         for edge in edges:
             child = edge.child
@@ -182,11 +186,12 @@ def select(root: Node, edges: Edges, rule: Rule, virtual: int = 0) -> tuple[Simu
             return Simulation(path, node), id(node)
         edge = rule(here, node.visits + virtual)
         virtual = edge.virtual
-        edge.virtual += 1
+        edge.virtual = virtual + 1
         path.append(edge)
-        if edge.child is None:
+        child = edge.child
+        if child is None:
             return Simulation(path, node), id(edge)
-        node = edge.child
+        node = child
 
 
 async def expand(

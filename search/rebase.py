@@ -39,6 +39,8 @@ async def rebase(
 
     With `directions`, R_j's portion is divided by the number of nodes whose last action is the same call (by name and arguments,
     whatever came before). A node that gets no draw is left where it is. A node without a score counts as the mean of the others.
+    Every draw that ends the episode is one finished line, equal draws too; every scored child is one evaluation: N += 1, W += score
+    up to the root.
     """
     if width < 1 or temperature <= 0:
         raise UserError(f"got width={width}, temperature={temperature}", "a width of at least 1 and a temperature above 0")
@@ -52,7 +54,7 @@ async def rebase(
         await advance(engine, tree, [(node, n) for node, n in zip(nodes, shares, strict=True) if n])
         children = [node for node in tree.nodes[before:] if node.step is None or node.step.error is None]
         await evaluate(engine, children)
-        finished += sum(node.finished for node in children)
+        finished += sum(node.draws for node in children if node.finished)
         nodes = [node for node in children if not node.finished]
         engine.after_wave(tree)
     return engine.finish(tree, f"{finished} lines ended")

@@ -6,10 +6,12 @@ Model" (RAP). What a world model imagines is graded `simulated` and stays in the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from counterplay.core.budget import Amounts, Budget
-from counterplay.core.errors import UserError
+from counterplay.core.errors import PolicyError, UserError, VerifierError
 from counterplay.core.nouns import Proposal, State
 from counterplay.core.protocols import Environment, Policy, Verifier
 from counterplay.search.engine import Engine, OnWave
@@ -39,7 +41,8 @@ async def receding_horizon(
 
     The plan's values are RAP's r = v^(1 - a) P^a with a = `confidence`: v the verifier's opinion of the imagined state, P the share of
     `num_actions` draws that proposed the action (the paper's confidence samples). Without a `world_model` the plan is made in
-    `environment` itself, which must then be one that can be restored. What planning cost counts in the tree's `used`.
+    `environment` itself, which must then be one that can be restored. What planning cost counts in the tree's `used`. A plan that
+    fails altogether ends the line, and the search where it is the first.
     """
     if num_simulations < 1 or horizon < 1:
         raise UserError(f"got {num_simulations=}, {horizon=}", "at least 1 of each")
@@ -51,43 +54,63 @@ async def receding_horizon(
         "max_steps": max_steps,
         "seed": seed,
     }
-    tree = SearchTree.start(state, "receding_horizon", config)
-    engine = Engine(policy, environment, verifier, budget, concurrency=concurrency, max_steps=max_steps, on_wave=on_wave)
-    node, planned = tree.root, Amounts()
+    tree, planned = SearchTree.start(state, "receding_horizon", config), Amounts()
+
+    def shown(grown: SearchTree) -> None:
+        grown.used = replace(grown.used + planned, seconds=grown.used.seconds)
+        if on_wave is not None:
+            on_wave(grown)
+
+    engine = Engine(policy, environment, verifier, budget, concurrency=concurrency, max_steps=max_steps, on_wave=shown)
+    node = tree.root
     while engine.running(tree) and not node.finished:
-        plan = await mcts(
-            node.state,
-            policy,
-            world_model or environment,
-            verifier,
-            budget,
-            num_simulations=num_simulations,
-            num_actions=num_actions,
-            wave_size=1,
-            selection="uct",
-            root_exploration_fraction=0.0,
-            confidence=confidence,
-            max_steps=min(horizon, max_steps - node.depth),
-            concurrency=concurrency,
-            seed=seed + node.depth,
-        )
+        try:
+            plan = await mcts(
+                node.state,
+                policy,
+                environment if world_model is None else world_model,
+                verifier,
+                budget,
+                num_simulations=num_simulations,
+                num_actions=num_actions,
+                wave_size=1,
+                selection="uct",
+                root_exploration_fraction=0.0,
+                confidence=confidence,
+                max_steps=min(horizon, max_steps - node.depth),
+                concurrency=concurrency,
+                seed=seed + node.depth,
+            )
+        except (PolicyError, VerifierError) as error:
+            if node is tree.root:
+                raise  # nothing worked even once
+            note(engine, {"plan": {"count": 1, "first": str(error)}})
+            tree.stop("the plan failed")
+            break
         planned = planned + plan.used
+        note(engine, plan.failures)
         chosen = elected(plan)
         if chosen is None or chosen.step is None:
+            tree.stop(plan.stopped if plan.stopped.startswith("budget") else "the plan has no action")
             break
         proposal = Proposal(chosen.step.action, chosen.prior, chosen.logprob)
-        steps = await engine.step([(node, proposal)])
-        if not steps or steps[0] is None:
+        (step,) = await engine.step([(node, proposal)])
+        if step is None:
             break
-        node = tree.add(node, steps[0], proposal)
+        node = tree.add(node, step, proposal)
         node.draws = chosen.draws
         engine.after_wave(tree)
     await score_lines(engine, [(tree.root, node)])
-    engine.finish(tree, "the line ended")
-    tree.used = replace(tree.used + planned, seconds=tree.used.seconds)
-    return tree
+    return engine.finish(tree, "the line ended")
+
+
+def note(engine: Engine, failures: Mapping[str, Any]) -> None:
+    """Count the failures of a plan with those of the line."""
+    for kind, failed in failures.items():
+        known = engine.failures.setdefault(kind, {"count": 0, "first": failed["first"]})
+        known["count"] += failed["count"]
 
 
 def elected(plan: SearchTree) -> Node | None:
-    """The root's child with the most visits; ties: the higher value, then the earlier. None where nothing could be tried."""
-    return max(plan.root.children, key=lambda child: (child.visits, child.value or 0.0, -child.index), default=None)
+    """The root's child with the most visits; ties: the higher value, the likelier, the earlier. None where nothing could be tried."""
+    return max(plan.root.children, key=lambda child: (child.visits, child.value or 0.0, child.prior, -child.index), default=None)

@@ -1,7 +1,6 @@
 """Tree of thoughts, depth first: follow the best idea, prune what falls below a value, come back.
 
-Yao et al. 2023, "Tree of Thoughts: Deliberate Problem Solving with Large Language Models" (its DFS; its BFS is `beam`, with
-the paper's b = 3 kept 2: width=2, num_actions=3, max_steps=8).
+Yao et al. 2023, "Tree of Thoughts: Deliberate Problem Solving with Large Language Models" (its DFS; its BFS is `beam`).
 """
 
 from __future__ import annotations

@@ -96,10 +96,10 @@ class SearchTree:
 
     def add(self, parent: Node, step: Step, proposal: Proposal | None = None, *, logged: bool = False) -> Node:
         """A new child. Its prior and log-probability come from `proposal` where there is one."""
-        node = Node(len(self.nodes), parent.state.extend(step), parent, step, logged=logged, depth=parent.depth + 1, finished=step.finished)
-        if proposal is not None:
-            node.prior = 1.0 if proposal.prior is None else proposal.prior
-            node.logprob = proposal.logprob
+        prior = 1.0 if proposal is None or proposal.prior is None else proposal.prior
+        logprob = None if proposal is None else proposal.logprob
+        state, depth = parent.state.extend(step), parent.depth + 1
+        node = Node(len(self.nodes), state, parent, step, prior, logprob, 0, 0.0, 1, logged, None, [], depth, step.finished)
         parent.children.append(node)
         self.nodes.append(node)
         return node

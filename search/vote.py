@@ -32,7 +32,7 @@ async def self_consistency(
     verifier: Verifier,
     budget: Budget,
     *,
-    batches: Sequence[int] = (2, 4, 8),
+    batches: Sequence[int] = (2, 2, 4),
     confidence: float = 0.95,
     vote_on: Literal["signature", "name", "arguments", "hierarchical"] = "hierarchical",
     exclude_args: Sequence[str] = (),
@@ -45,7 +45,8 @@ async def self_consistency(
 
     Safe: 1 - sum_{k <= v2} C(v1 + v2 + 1, k) / 2^(v1 + v2 + 1) >= `confidence`, for v1 votes against v2 of the runner-up: the posterior
     under Beta(1, 1) that the leader is the majority (4 to 0 stops at 0.969, 3 to 0 goes on). `hierarchical` votes on the tools' names first
-    and then on the arguments among those; `exclude_args` names arguments that differ without meaning, such as ids and times.
+    and then on the arguments among those, and is safe when both are; `exclude_args` names arguments that differ without meaning, such as
+    ids and times. The default batches make 2, 4 or 8 draws a step.
     """
     ballots = _BALLOTS.get(vote_on)
     if ballots is None or not batches or min(batches) < 1:
@@ -60,12 +61,12 @@ async def self_consistency(
     }
     tree = SearchTree.start(state, "self_consistency", config)
     engine = Engine(policy, environment, verifier, budget, concurrency=concurrency, max_steps=max_steps, on_wave=on_wave)
-    node = tree.root
+    node, voted = tree.root, [ballot(frozenset(exclude_args)) for ballot in ballots]
     while engine.running(tree) and not node.finished:
-        drawn = await draw(engine, node, batches, confidence, ballots[0](frozenset(exclude_args)))
+        drawn = await draw(engine, node, batches, confidence, voted)
         if not drawn:
             break
-        chosen = elect(drawn, [ballot(frozenset(exclude_args)) for ballot in ballots])
+        chosen, _ = elect(drawn, voted)
         (step,) = await engine.step([(node, chosen)])
         if step is None:
             break
@@ -77,14 +78,14 @@ async def self_consistency(
     return engine.finish(tree, "the line ended")
 
 
-async def draw(engine: Engine, node: Node, batches: Sequence[int], confidence: float, ballot: Ballot) -> list[Proposal]:
+async def draw(engine: Engine, node: Node, batches: Sequence[int], confidence: float, ballots: Sequence[Ballot]) -> list[Proposal]:
     """Proposals in batches until the leader is safe; without those that failed, unless all did."""
     drawn: list[Proposal] = []
     for batch in batches:
         answers = await engine.propose([(node, batch)])
         drawn += answers[0] if answers else ()
-        votes = [count for _, count in Counter(ballot(p.action) for p in drawn if not isinstance(p, FailedProposal)).most_common(2)]
-        if engine.exhausted or not answers or (votes and certainty(votes[0], votes[1] if len(votes) > 1 else 0) >= confidence):
+        sound = [proposal for proposal in drawn if not isinstance(proposal, FailedProposal)]
+        if engine.exhausted or (sound and elect(sound, ballots)[1] >= confidence):
             break
     return [proposal for proposal in drawn if not isinstance(proposal, FailedProposal)] or drawn
 
@@ -95,14 +96,17 @@ def certainty(first: int, second: int) -> float:
     return 1.0 - float(sum(math.comb(n, k) for k in range(second + 1))) / 2.0**n
 
 
-def elect(drawn: Sequence[Proposal], ballots: Sequence[Ballot]) -> Proposal:
-    """The first draw of the action that wins every ballot in turn, each among those that won the one before. Ties: the earlier."""
-    left = list(drawn)
+def elect(drawn: Sequence[Proposal], ballots: Sequence[Ballot]) -> tuple[Proposal, float]:
+    """The first draw of the action that wins every ballot in turn, each among those that won the one before. Ties: the earlier.
+
+    Also how sure its least sure ballot is, in [0, 1].
+    """
+    left, sure = list(drawn), 1.0
     for ballot in ballots:
-        votes = Counter(ballot(proposal.action) for proposal in left)
-        winner = votes.most_common(1)[0][0]
-        left = [proposal for proposal in left if ballot(proposal.action) == winner]
-    return left[0]
+        votes = Counter(ballot(proposal.action) for proposal in left).most_common(2)
+        sure = min(sure, certainty(votes[0][1], votes[1][1] if len(votes) > 1 else 0))
+        left = [proposal for proposal in left if ballot(proposal.action) == votes[0][0]]
+    return left[0], sure
 
 
 def _names(_excluded: Collection[str]) -> Ballot:

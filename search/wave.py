@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from contextvars import copy_context
 
 
 class Wave:
@@ -17,6 +18,8 @@ class Wave:
     def __init__(self, concurrency: int) -> None:
         self.concurrency = concurrency
         self._waited = True
+        self._spawn: Callable[[], None] | None = None
+        self._armed: asyncio.AbstractEventLoop | None = None
 
     async def run(self, call: Callable[[int], Awaitable[None]], count: int) -> None:
         """Await call(0) to call(count - 1). The first exception cancels the calls in flight and is raised."""
@@ -28,26 +31,38 @@ class Wave:
         if others < 1:
             await _work(todo, call)
             return
+        loop, context = asyncio.get_running_loop(), copy_context()
         tasks: list[asyncio.Task[int]] = []
 
         def spawn() -> None:
-            tasks.extend(asyncio.ensure_future(_work(todo, call)) for _ in range(others))
+            tasks.extend(loop.create_task(_work(todo, call), context=context.copy()) for _ in range(others))
 
-        later = None if self._waited else asyncio.get_running_loop().call_soon(spawn)
-        if later is None:
+        if self._waited:
             spawn()
+        else:
+            self._spawn = spawn
+            self._arm(loop)
         try:
             done = await _work(todo, call)
-            if later is not None:
-                later.cancel()
+            self._spawn = None
             if tasks:
                 await asyncio.gather(*tasks)
         finally:
-            if later is not None:
-                later.cancel()
+            self._spawn = None
             for task in tasks:
                 task.cancel()
         self._waited = done < count
+
+    def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have the other workers made as soon as the event loop turns; that stays armed over waves that never let it turn."""
+        if self._armed is not loop:
+            self._armed = loop
+            loop.call_soon(self._turned)
+
+    def _turned(self) -> None:
+        self._armed = None
+        if self._spawn is not None:
+            self._spawn()
 
 
 async def _work(todo: Iterator[int], call: Callable[[int], Awaitable[None]]) -> int:

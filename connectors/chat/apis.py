@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 from counterplay.connectors import facts
 from counterplay.connectors.chat.streams import unwrapped
 from counterplay.connectors.messages import anthropic, responses
-from counterplay.connectors.normalise import KnownMessages, messages_of, output_of, tools_of
+from counterplay.connectors.normalise import KnownMessages, KnownPrompt, messages_of, output_of, tools_of
 from counterplay.connectors.spans.readings import finish_reason
 from counterplay.core.nouns import Message, ToolSpec, Usage
 
@@ -25,9 +25,11 @@ _BLOCKS = {"tool_use", "tool_result", "thinking", "redacted_thinking", "server_t
 _UNFINISHED = ("queued", "in_progress", "cancelled", "failed")
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Prompt:
     """What was asked. `messages` go behind the `instructions` and behind what the server kept of call `previous` or `conversation`.
+
+    Those of a row read by its news are `known`, and not in `messages`.
 
     `whole` is False where the server put in something that the log does not hold: a stored prompt, an item by its id.
     """
@@ -39,9 +41,10 @@ class Prompt:
     previous: str | None = None
     conversation: str | None = None
     whole: bool = True
+    known: KnownPrompt | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Answer:
     """What was answered: one output a choice, none where the call failed (`error` says why) or no answer is logged.
 
@@ -66,7 +69,10 @@ def prompt_of(request: Mapping[str, Any], answer: Answer) -> Prompt:
     if api == "anthropic":
         return Prompt(api, anthropic.messages_of(request.get("system"), request.get("messages")), anthropic.tools_of(request.get("tools")))
     tools = tools_of(request.get("tools") or [*_list(request.get("functions"))])
-    return Prompt(api, messages_of(request.get("messages")), tools)
+    messages = request.get("messages")
+    if isinstance(messages, KnownMessages):
+        return Prompt(api, (), tools, known=messages.prompt)
+    return Prompt(api, messages_of(messages), tools)
 
 
 def api_of(request: Mapping[str, Any]) -> Api:

@@ -7,7 +7,7 @@ conversations, into which others may write, the prompt is known in part only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,12 +17,13 @@ from counterplay.connectors.normalise import KnownPrompt
 from counterplay.core.nouns import Coverage, Message
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Link:
-    """An answer: what its call added and said, behind what `before` it stood there."""
+    """An answer: what its call `asked` and was `answered`, behind what `before` it stood there."""
 
     before: _Link | None
-    messages: tuple[Message, ...]
+    asked: Sequence[Message]
+    answered: tuple[Message, ...]
     inputs: Coverage
 
 
@@ -37,7 +38,7 @@ class Chains:
 
     def add(self, call: LoggedCall) -> None:
         if not isinstance(call.messages, KnownPrompt):
-            call = replace(call, messages=self._shared(call.messages), instructions=self._shared(call.instructions))
+            call = replace(call, messages=KnownPrompt(self._shared(call.messages)), instructions=self._shared(call.instructions))
         if call.conversation:
             self._conversations.setdefault(call.conversation, []).append(call)
         elif call.previous and call.previous not in self._links:
@@ -64,8 +65,7 @@ class Chains:
             self._take(resolved)
             answer_id = call.call.response_id
             if answer_id and answer_id not in self._links and call.outputs:
-                new = (*call.messages, self._share(call.outputs[0]))
-                self._links[answer_id] = _Link(before, new, resolved.inputs)
+                self._links[answer_id] = _Link(before, call.messages, (self._share(call.outputs[0]),), resolved.inputs)
                 ready += [(waiting, self._links[answer_id]) for waiting in reversed(self._waiting.pop(answer_id, ()))]
 
     def _behind(self, call: LoggedCall, before: _Link | None) -> LoggedCall:
@@ -74,11 +74,11 @@ class Chains:
         links = [before] if before else []
         while links and links[-1].before:
             links.append(links[-1].before)
-        context = [message for link in reversed(links) for message in link.messages]
+        context = [message for link in reversed(links) for message in (*link.asked, *link.answered)]
         inputs: Coverage = "partial" if before and before.inputs == "partial" else "stitched"
         return replace(
             call,
-            messages=(*call.instructions, *context, *call.messages),
+            messages=KnownPrompt((*call.instructions, *context, *call.messages)),
             instructions=(),
             inputs=inputs if before and call.inputs == "full" else call.inputs,
         )
@@ -88,7 +88,7 @@ class Chains:
         link: _Link | None = None
         for call in sorted(calls, key=lambda call: call.call.started_at_us or 0):
             self._take(self._behind(replace(call, inputs="partial"), link))
-            link = _Link(link, (*call.messages, *map(self._share, call.outputs[:1])), "partial")
+            link = _Link(link, call.messages, tuple(map(self._share, call.outputs[:1])), "partial")
             if call.call.response_id:
                 self._links.setdefault(call.call.response_id, link)
 
@@ -111,6 +111,10 @@ class Items:
     def wants(self, request: Mapping[str, Any]) -> bool:
         """Whether a request refers to an item that is not known yet."""
         return any(_reference(item) is not None and _reference(item) not in self._known for item in _input(request))
+
+    def refers(self, request: Mapping[str, Any]) -> bool:
+        """Whether a request refers to any item."""
+        return any(_reference(item) is not None for item in _input(request))
 
     def resolved(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         """The request with the items themselves; one that is not known stays a reference."""

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from counterplay.connectors import facts
 from counterplay.connectors.base import trace_id
 from counterplay.connectors.chat.nodes import Group, Node
 from counterplay.connectors.chat.rows import LoggedCall
-from counterplay.connectors.normalise import has_system
+from counterplay.connectors.normalise import has_system, role_of
+from counterplay.connectors.quick import changed
 from counterplay.connectors.steps import StepList, prompt_length, tools_known
 from counterplay.core.nouns import (
     Call,
@@ -55,7 +57,7 @@ class _Context:
         self.own = [node for node in self.step_of if self.owns(node)]
 
     def owns(self, node: Node) -> bool:
-        return node.output is not None and node.logged.tools == self.tools
+        return node.output is not None and node.logged.tools is self.tools
 
     @property
     def first(self) -> tuple[Message, ...]:
@@ -76,7 +78,8 @@ def trace_of(format: str, group: Group) -> Trace | None:  # noqa: A002  the word
     last = _last(built)
     trajectories = [context.steps.trajectory(context.tools, outcome if i == last else None) for i, context in enumerate(built)]
     places = _places(built)
-    calls = tuple(_call(node, place, trajectories[place[0]]) for node, place in places.items())
+    tools = list(map(tools_known, trajectories))
+    calls = tuple(_call(node, place, trajectories[place[0]], tools[place[0]]) for node, place in places.items())
     own_id = group.name or head.call.response_id
     starts = [call.call.started_at_us for call in logged if call.call.started_at_us is not None]
     return Trace(
@@ -95,7 +98,7 @@ def trace_of(format: str, group: Group) -> Trace | None:  # noqa: A002  the word
         scores=tuple(_scores(places)),
         tags=tuple(dict.fromkeys(tag for call in logged for tag in call.tags)),
         metadata={**head.metadata, **_metadata(group, places)},
-        completeness=_completeness(calls, built, trajectories),
+        completeness=_completeness(calls, built, all(tools)),
         started_at_us=min(starts, default=None),
         ended_at_us=max((end for call in logged if (end := _end(call)) is not None), default=None),
     )
@@ -110,9 +113,10 @@ def _id(format: str, own_id: str | None, trajectories: Sequence[Trajectory]) -> 
 
 def _build(path: list[Node], built: list[_Context], known: set[Node]) -> None:
     """Add the contexts of a path to those before: one for each tool set with which it holds a call that none of them holds."""
-    toolsets = dict.fromkeys(node.logged.tools for node in path if node.output and node not in known)
+    # Equal tool sets are one object here, whose hash would be that of all its texts.
+    toolsets = {id(node.logged.tools): node.logged.tools for node in path if node.output and node not in known}
     before: int | None = None
-    for tools in toolsets:
+    for tools in toolsets.values():
         context = _Context(path, tools)
         if before is not None:
             context.continues = before
@@ -144,11 +148,11 @@ def _took_over(context: _Context, other: _Context, main_line: bool) -> bool:
     Off the main line, where one kind of sub-agent is often started again and again, the first user message has to be the same too.
     """
     new, old = context.first, other.first
-    leads = [next((message for message in messages if message.role != "system"), None) for messages in (new, old)]
+    leads = [next((message for message in messages if role_of(message) != "system"), None) for messages in (new, old)]
     return (
         context.path[0].order > other.path[-1].order
         and new[0] == old[0]
-        and new[0].role == "system"
+        and role_of(new[0]) == "system"
         and context.tools == other.tools
         and context.path[0].logged.agent == other.path[0].logged.agent
         and (main_line or leads[0] == leads[1])
@@ -173,21 +177,21 @@ def _places(built: list[_Context]) -> dict[Node, tuple[int, int]]:
     return places
 
 
-def _call(node: Node, place: tuple[int, int], trajectory: Trajectory) -> Call:
-    """What is known of a call. The further choices of one call cost nothing."""
+def _call(node: Node, place: tuple[int, int], trajectory: Trajectory, tools: bool) -> Call:
+    """What is known of a call. `tools`: whether those of its trajectory are known. The further choices of one call cost nothing."""
     logged = node.logged
     inputs: Coverage = "none" if logged.redacted else "partial" if logged.shortened else logged.inputs
     whole = logged.whole and not logged.shortened
     reasons = logged.finish_reasons
-    return replace(
+    return changed(
         logged.call,
         trajectory=place[0],
         step=place[1],
         usage=Usage() if node.choice else logged.call.usage,
         finish_reason=reasons[node.choice] if node.choice < len(reasons) else logged.call.finish_reason,
-        completeness=Completeness(
-            inputs=inputs,
-            tools=tools_known(trajectory),
+        completeness=_known(
+            inputs,
+            tools,
             system_prompt=inputs in ("full", "stitched") or (inputs == "partial" and has_system(trajectory.prompt)),
             truncated=not whole,
             redacted=logged.redacted,
@@ -196,7 +200,13 @@ def _call(node: Node, place: tuple[int, int], trajectory: Trajectory) -> Call:
     )
 
 
-def _completeness(calls: Sequence[Call], built: list[_Context], trajectories: list[Trajectory]) -> Completeness:
+@lru_cache(maxsize=256)
+def _known(inputs: Coverage, tools: bool, **rest: Any) -> Completeness:
+    """The one kept copy of what calls have in common."""
+    return Completeness(inputs, tools, **rest)
+
+
+def _completeness(calls: Sequence[Call], built: list[_Context], tools: bool) -> Completeness:
     each = [call.completeness for call in calls]
     redacted, cut = any(one.redacted for one in each), any(one.truncated for one in each)
     shortened = any(node.logged.shortened for context in built for node in context.own)
@@ -206,13 +216,13 @@ def _completeness(calls: Sequence[Call], built: list[_Context], trajectories: li
         "prompts that name an earlier answer by its id are put together from the log": any(one.inputs == "stitched" for one in each),
         "what the server put before some prompts is not all in the log": not shortened and any(one.inputs == "partial" for one in each),
         "streams that broke off: their answers are not whole": cut and not shortened,
-        "the tools differ between calls: each tool set has a trajectory of its own": len({context.tools for context in built}) > 1
+        "the tools differ between calls: each tool set has a trajectory of its own": len({id(context.tools) for context in built}) > 1
         and any(context.continues is not None for context in built),
         "the last call has no answer": built[0].path[-1].output is None,
     }
     return Completeness(
         inputs=min((one.inputs for one in each), key=_WORST_FIRST.index),
-        tools=all(map(tools_known, trajectories)),
+        tools=tools,
         system_prompt=all(one.system_prompt for one in each),
         truncated=cut,
         redacted=redacted,

@@ -2,49 +2,45 @@
 
 A log that keeps whole prompts repeats every message once a call. The bytes of a row's message list are matched with those of prompts
 seen before, what they repeat is cut out, and the short row that is left is parsed. The outcome is that of `lines.parse_line` in every
-case: a row of unknown shape, of unusual spelling, damaged, or of another API than Chat Completions is given to it.
+case: a row of unknown shape, damaged, or of another API than Chat Completions is given to it.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
 
+from counterplay.connectors import facts
 from counterplay.connectors.chat.apis import REDACTED, SHORTENED, is_block
-from counterplay.connectors.lines import Entry, Line, is_document, lines, parse_line, refuse_dense
+from counterplay.connectors.lines import MAX_PARTS, Entry, Line, Wanted, is_compact, is_document, lines, parse_line, quick_json
 from counterplay.connectors.lines import entries as slow_entries
-from counterplay.connectors.normalise import KnownMessages, KnownPrompt, KnownTools, message_of, tools_of
+from counterplay.connectors.normalise import KnownMessages, KnownPrompt, KnownTools, is_plain, message_of, tools_of
+from counterplay.connectors.prefixes import Prefixes
 from counterplay.core.errors import SourceError
 from counterplay.core.nouns import Message
 from counterplay.core.records import Rejected
-
-T = TypeVar("T")
-Writer = Callable[[Any], bytes]
 
 CALL_MARKS = ("response", "response_body", "completion", "output", "call_type")
 """Keys beside a message list that make a row a model call; without one it is a record, whose fields are looked at one by one."""
 
 _OF_OTHERS = ("system", "anthropic_version", "input", "instructions")
-_PROXY_MARKS = (REDACTED, SHORTENED)
-_EXPONENT = re.compile(r"[0-9]e[0-9+-]")  # numbers that two writers spell in two ways
-_LIST = re.compile(rb'"messages": ?\[')
-_TOOLS = re.compile(rb'"tools": ?\[')
-_KNOWN_TOOLS = "\x00tools"
+_PROXY, _PROXY_MARKS = b"litellm", (REDACTED.encode(), SHORTENED.encode())
+_MESSAGES, _TOOLS = b"messages " + secrets.token_hex(16).encode(), b"tools " + secrets.token_hex(16).encode()
+"""What stands in a short row for what was cut out of it. No log holds them, for every process draws its own."""
+
+_LIST = re.compile(rb"[ \t]*:[ \t]*\[")
+_BETWEEN = re.compile(r"[ \t\r\n]*,?[ \t\r\n]*")
 _LEAST_BYTES = 2048
-_CANDIDATES = 16
-_POOLED = 100_000
-_KEY_BYTES = 96
-_WRITERS: tuple[Writer, ...] = (
-    orjson.dumps,
-    lambda value: json.dumps(value).encode(),
-    lambda value: json.dumps(value, ensure_ascii=False).encode(errors="surrogatepass"),
-)
+_TOOLSETS = 8
+_HELD_MESSAGES = 10_000
+_HELD_BYTES = 64 << 20
+_scanned: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder().scan_once  # type: ignore[attr-defined]  # public, but in no stub
 
 
 def entries(path: Path, rows: GrowingRows | None = None) -> Iterator[Entry | Rejected]:
@@ -67,115 +63,155 @@ def entries_of(paths: Iterable[Path]) -> Iterator[Entry | Rejected]:
             yield Rejected(str(path), str(error))
 
 
+def entries_in(paths: Iterable[Path], wanted: Wanted, *, strays: bool) -> Iterator[Entry | Rejected | None]:
+    """As `entries_of`, of files of lines; None in place of a row that is not `wanted`, and of one that can't be told without `strays`.
+
+    Raises SourceError where a file can't be read.
+    """
+    rows = GrowingRows()
+    for path in paths:
+        for index, line in enumerate(lines(path, wanted=wanted)):
+            if isinstance(line, Rejected):
+                yield line if strays else None
+            else:
+                yield rows.entry(path, line, index) if line.source else None
+
+
+class ShortEntry(Entry):
+    """A row whose messages are `KnownMessages`."""
+
+    __slots__ = ()
+
+    def reject(self, reason: str) -> Rejected:
+        """As the row stood in the log."""
+        return Entry(in_full(self.value), self.path, self.index, self.line, self.offset).reject(reason)
+
+
 class GrowingRows:
-    """Remembers prompts and messages across rows, a bounded number of each."""
+    """Remembers prompts, messages and tools across rows, a bounded number of each."""
 
     def __init__(self) -> None:
-        self._messages: OrderedDict[bytes, Message] = OrderedDict()
-        self._recent: OrderedDict[bytes, list[tuple[bytes, KnownPrompt]]] = OrderedDict()
-        self._tools: tuple[bytes, KnownTools] = (b"[]", KnownTools())
-        self._writer: Writer = orjson.dumps
+        self._prompts: Prefixes[bytes, KnownPrompt] = Prefixes(b'"user"', b"}", held=_HELD_BYTES)
+        self._messages: dict[bytes, Message] = {}
+        self._older: dict[bytes, Message] = {}
+        self._tools: list[tuple[bytes, KnownTools]] = []
 
     def entry(self, path: Path, line: Line, index: int) -> Entry | Rejected:
         """The row on a line."""
-        if len(line.data) >= _LEAST_BYTES:
+        if _LEAST_BYTES <= line.stop - line.start <= MAX_PARTS:
             try:
-                value = self._row(line.data)
+                value = self._row(line.source, line.start, line.stop)
             except (ValueError, TypeError, RecursionError):  # of the parsers too: the strict one says what is wrong, and where
                 value = None
             if value is not None:
-                return Entry(value, path, index, line.number, line.offset)
+                return ShortEntry(value, path, index, line.number, line.offset)
         return parse_line(path, line, index)
 
-    def _row(self, data: bytes) -> dict[str, Any] | None:
-        """The row, or None where it is none of those that can be cut short. Raises ValueError where it is damaged.
-
-        `"messages":[` can't stand inside a JSON string, where its quotes would be escaped: it is a key.
-        """
-        found = _LIST.search(data)
-        if found is None:
+    def _row(self, data: bytes, first: int, last: int) -> Any:
+        """The row between two places, or None where it is none of those that can be cut short. Raises ValueError where it is damaged."""
+        start = _list_at(data, b'"messages"', first, last)
+        if start < 0:
             return None
-        start = found.end() - 1
-        key = data[start : start + _KEY_BYTES]
-        recent = self._recent.get(key, [])
-        place = next((i for i, (body, _) in enumerate(recent) if _goes_on(data, start, body)), None)
-        body, prompt = recent.pop(place) if place is not None else (b"[", KnownPrompt())
-        after = start + len(body)
-        rest = after + (place is not None and data[after : after + 1] == b",")
-        row = self._parsed(data[:start] + b"[" + data[rest:].lstrip(b" ") if place is not None else data)
+        seen, count = self._prompts.longest(data, start, last)
+        end = start + (seen.ends[count - 1] if seen else 1)
+        short, tools = self._without_tools(b'%b["%b"%b%b' % (data[first:start], _MESSAGES, b"" if seen else b",", data[end:last]))
+        row, compact = _parsed(short)
         request = _request_in(row)
-        if request is None:
+        if request is None or request["messages"][0] != _MESSAGES.decode():
             return None
-        news = [self._message(fields) for fields in request["messages"]]
-        whole = body + self._between(place, news) + self._writer(request["messages"])[1:-1]
-        if not data.startswith(whole, start) or data[start + len(whole) : start + len(whole) + 1] != b"]":
+        if tools is not None and request.get("tools") != _TOOLS.decode():
             return None
-        prompt = prompt.extended(news)
-        recent.insert(0, (whole, prompt))
-        del recent[_CANDIDATES:]
-        self._recent[key] = recent
-        _bounded(self._recent, key, _POOLED // 100)
+        news = request["messages"][1:]
+        found = [self._message(fields) for fields in news]
+        if tools is None and isinstance(request.get("tools"), list):
+            tools = self._learned(request["tools"], short)
+        if tools is not None:
+            request["tools"] = tools
+        ends = seen.ends[:count] if seen else []
+        ends += _ends_after(ends, [size for _, size in found]) if compact else _found_ends(data[end:last], end - start, len(news))
+        known = seen.what.first(count) if seen else KnownPrompt()
+        prompt = known.extended([message for message, _ in found])
+        if seen and count == len(seen.ends):
+            self._prompts.grow(seen, data, start, ends, prompt)
+        else:
+            self._prompts.keep(data, start, ends, prompt)
         request["messages"] = KnownMessages(prompt)
         return row
 
-    def _between(self, place: int | None, news: list[Message]) -> bytes:
-        return b"" if place is None or not news else b"," if self._writer is orjson.dumps else b", "
+    def _without_tools(self, data: bytes) -> tuple[bytes, KnownTools | None]:
+        """The row with its tools cut out too, and those; None where they are not known."""
+        at = _list_at(data, b'"tools"')
+        for place, (raw, tools) in enumerate(self._tools if at >= 0 else ()):
+            if data.startswith(raw, at):
+                if place:
+                    self._tools.insert(0, self._tools.pop(place))
+                return b'%b"%b"%b' % (data[:at], _TOOLS, data[at + len(raw) :]), tools
+        return data, None
 
-    def _parsed(self, data: bytes) -> dict[str, Any]:
-        """A row that is spelled in one of the usual ways, its tools known. Raises ValueError where it is not, so too with a key twice.
-
-        What a writer writes again byte for byte had no key twice, no number that it can't hold and nothing that it would spell otherwise.
-        """
-        refuse_dense(data)
-        found = _TOOLS.search(data)
-        raw, known = self._tools
-        cut = found is not None and data.startswith(raw, found.end() - 1)
-        if found is not None and cut:
-            end = found.end() - 1
-            data = data[:end] + orjson.dumps(_KNOWN_TOOLS) + data[end + len(raw) :]
-        value = orjson.loads(data)
-        if self._writer(value) != data:
-            self._writer = next((writer for writer in _WRITERS if writer(value) == data), orjson.dumps)
-            if self._writer(value) != data:
-                msg = "an unusual spelling"
-                raise ValueError(msg)
-        request = _request_in(value)
-        if request is not None and cut and request.get("tools") == _KNOWN_TOOLS:
-            request["tools"] = known
-        elif cut:
-            msg = "tools elsewhere than in a request"
-            raise ValueError(msg)
-        elif request is not None and isinstance(request.get("tools"), list):
-            self._learn(request)
-        return dict(value)
-
-    def _learn(self, request: dict[str, Any]) -> None:
-        raw = self._writer(request["tools"])
-        if b'"input_schema"' in raw:
+    def _learned(self, tools: list[Any], data: bytes) -> KnownTools | None:
+        """The tools of a row, known from now on; None where others stand first in it. Raises ValueError where they are another API's."""
+        if any("input_schema" in tool for tool in map(facts.record, tools)):
             msg = "tools of another API"
             raise ValueError(msg)
-        request["tools"] = KnownTools(tools_of(request["tools"]))
-        self._tools = (raw, request["tools"])
+        text = data[_list_at(data, b'"tools"') :].decode()
+        value, size = _scanned(text, 0)
+        if value != tools:
+            return None
+        known = KnownTools(tools_of(value))
+        self._tools.insert(0, (text[:size].encode(), known))
+        del self._tools[_TOOLSETS:]
+        return known
 
-    def _message(self, fields: Any) -> Message:
-        """A message of Chat Completions. Raises ValueError on one that only another API has, or that a proxy changed."""
+    def _message(self, fields: Any) -> tuple[Message, int]:
+        """A message of Chat Completions, and its size in compact form. Raises ValueError on one of another API, or that a proxy changed."""
         raw = orjson.dumps(fields)
-        found = self._messages.get(raw)
+        found = self._messages.get(raw) or self._older.get(raw)
         if found is None:
-            wire = raw.decode()
             content = fields.get("content") if isinstance(fields, dict) else None
-            if any(mark in wire for mark in _PROXY_MARKS) or (isinstance(content, list) and any(map(is_block, content))):
+            if (_PROXY in raw and any(mark in raw for mark in _PROXY_MARKS)) or (isinstance(content, list) and any(map(is_block, content))):
                 msg = "a message of another API, or not as it was sent"
                 raise ValueError(msg)
-            found = message_of(fields, None if _EXPONENT.search(wire) else wire)
+            found = message_of(fields, raw.decode() if isinstance(fields, dict) and is_plain(fields) else None)
+            if len(self._messages) >= _HELD_MESSAGES:
+                self._messages, self._older = {}, self._messages
             self._messages[raw] = found
-            _bounded(self._messages, raw, _POOLED)
-        return found
+        return found, len(raw)
 
 
-def _goes_on(data: bytes, start: int, body: bytes) -> bool:
-    """Whether the list at `start` begins with the messages of `body`, a list without its closing bracket."""
-    return data.startswith(body, start) and data[start + len(body) : start + len(body) + 1] in (b",", b"]")
+def _parsed(data: bytes) -> tuple[Any, bool]:
+    """A row as strictly read as any, and whether it is in compact form. Raises ValueError where it is damaged."""
+    value = orjson.loads(data)
+    return (value, True) if is_compact(value, data) else (quick_json(data), False)
+
+
+def _list_at(data: bytes, key: bytes, first: int = 0, last: int | None = None) -> int:
+    """Where the first list under a key begins; -1 where there is none. A key can't stand in a string, where its quotes are escaped."""
+    place = data.find(key, first, last)
+    while place >= 0:
+        found = _LIST.match(data, place + len(key))
+        if found:
+            return found.end() - 1
+        place = data.find(key, place + 1, last)
+    return -1
+
+
+def _ends_after(ends: Sequence[int], sizes: Iterable[int]) -> Iterator[int]:
+    """Where messages of these sizes end behind others, a comma before each."""
+    end = ends[-1] if ends else 0
+    for size in sizes:
+        end += 1 + size
+        yield end
+
+
+def _found_ends(data: bytes, end: int, count: int) -> Iterator[int]:
+    """The same of `count` messages with which some bytes begin, in any form, that stand behind `end`."""
+    text, place = data.decode(), 0
+    for _ in range(count):
+        begins = _BETWEEN.match(text, place)
+        _, behind = _scanned(text, begins.end() if begins else place)
+        end += len(text[place:behind].encode())
+        place = behind
+        yield end
 
 
 def _request_in(row: Any) -> dict[str, Any] | None:
@@ -183,13 +219,18 @@ def _request_in(row: Any) -> dict[str, Any] | None:
     if not isinstance(row, dict):
         return None
     if isinstance(row.get("messages"), list):
-        found = row if not row.keys().isdisjoint(CALL_MARKS) else None
+        found = row if not row.keys().isdisjoint(CALL_MARKS) and "responses" not in str(row.get("call_type")) else None
     else:
         found = next((value for value in row.values() if isinstance(value, dict) and isinstance(value.get("messages"), list)), None)
-    return found if found is not None and found.keys().isdisjoint(_OF_OTHERS) else None
+    return found if found is not None and found["messages"] and found.keys().isdisjoint(_OF_OTHERS) else None
 
 
-def _bounded(pool: OrderedDict[bytes, T], key: bytes, most: int) -> None:
-    pool.move_to_end(key)
-    if len(pool) > most:
-        pool.popitem(last=False)
+def in_full(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with the messages and tools themselves in place of what stands for them, in itself or in one of its values."""
+    inner = {key: {each: _in_full(found) for each, found in value.items()} for key, value in row.items() if isinstance(value, dict)}
+    return {key: inner.get(key, _in_full(value)) for key, value in row.items()}
+
+
+def _in_full(value: Any) -> Any:
+    known = value.prompt if isinstance(value, KnownMessages) else value
+    return [each.to_openai() for each in known] if isinstance(known, KnownPrompt | KnownTools) else value

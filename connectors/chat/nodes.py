@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from counterplay.connectors.chat.rows import LoggedCall
 from counterplay.core.nouns import Message
@@ -14,11 +15,13 @@ from counterplay.core.records import Rejected
 class Node:
     """One answer and the messages that led to it from its parent's; without `output` it is a request that nothing answered.
 
-    `choice` counts the answers of one call from 0; `base` is the running hash of what stands before `delta`.
+    `choice` counts the answers of one call from 0; `base` is the running hash of what stands before `delta`. `group` is that of the
+    call when it came in.
     """
 
     logged: LoggedCall
     order: int
+    group: Group
     delta: tuple[Message, ...]
     output: Message | None
     choice: int
@@ -37,9 +40,10 @@ class Node:
 
 @dataclass(eq=False)
 class Group:
-    """The calls of one trace. `repeated` counts rows that log a call a second time."""
+    """The calls of one trace. `first` is the row that it began with; `repeated` counts rows that log a call a second time."""
 
     name: str | None
+    first: tuple[Path, int]
     roots: list[Node] = field(default_factory=list)
     repeated: int = 0
 

@@ -14,7 +14,8 @@ _COMMENTS = ("comment", "explanation", "reason", "rationale")
 
 def scores_of(row: Mapping[str, Any]) -> tuple[LoggedScore, ...]:
     """What `scores` (by name, or a list of named ones) and `feedback` say. Only of booleans is the scale known."""
-    return (*_named(row.get("scores"), "unknown"), *_feedback(row.get("feedback")))
+    scores, feedback = row.get("scores"), row.get("feedback")
+    return (*_named(scores, "unknown"), *_feedback(feedback)) if scores or feedback is not None else ()
 
 
 def opinion(name: str, said: Any, source: OutcomeSource) -> LoggedScore | None:

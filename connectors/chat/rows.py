@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from counterplay.connectors.chat.apis import REDACTED, SHORTENED, Answer, Prompt
 from counterplay.connectors.chat.opinions import scores_of
 from counterplay.connectors.chat.streams import object_of
 from counterplay.connectors.lines import Entry
-from counterplay.connectors.normalise import KnownPrompt
+from counterplay.connectors.quick import changed
 from counterplay.core.nouns import Call, Coverage, LoggedScore, Message, Outcome, ToolSpec, Usage
 from counterplay.core.records import Rejected
 
@@ -33,20 +33,22 @@ _RESPONSES_KEYS = {"instructions", "previous_response_id", "conversation", "max_
 _STARTS = ("startTime", "start_time", "started_at", "request_created_at", "timestamp", "created_at", "time")
 _ENDS = ("endTime", "end_time", "ended_at", "response_created_at")
 _COSTS = ("response_cost", "cost_usd", "costUSD", "cost", "spend")
+_UNPLACED = Call(step=-1)
 _SESSION_IN_USER = re.compile(r"_session_([0-9a-f-]{36})$")
 
 
-@dataclass(frozen=True)
+@dataclass
 class LoggedCall:
     """One model call as logged. `outputs` are the answer's choices: none where it failed (`error` says why) or is not logged.
 
     `messages` are what was sent, behind what `previous` (the id of an earlier answer) or `conversation` stand for: `inputs` says how
     much of it all is there. `shortened` says that the proxy cut long texts of it, `whole` that the answer came to its end. `loose` says
-    that calls of other traces may belong to the same run: the id may be one for each request.
+    that calls of other traces may belong to the same run: the id may be one for each request. Treat as read-only: it is not frozen
+    only because one is made for every row, and a frozen one takes thrice the time to make.
     """
 
     entry: Entry
-    messages: tuple[Message, ...]
+    messages: Sequence[Message]
     tools: tuple[ToolSpec, ...]
     outputs: tuple[Message, ...]
     call: Call
@@ -77,7 +79,8 @@ def request_of(row: Mapping[str, Any]) -> dict[str, Any] | None:
     """The request object of a row that logs a call: nested, or the row itself; None where it holds none."""
     for key in REQUEST_KEYS:
         nested = object_of(row.get(key))
-        for fields in (nested, object_of(nested.get("body")), object_of(nested.get("json"))):
+        for inner in ("", "body", "json") if nested else ():
+            fields = object_of(nested.get(inner)) if inner else nested
             if isinstance(fields.get("messages"), list) or (fields and _is_responses_request(fields, row)):
                 return fields
     if "call_type" in row and "messages" in row:
@@ -89,40 +92,40 @@ def request_of(row: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def response_of(row: Mapping[str, Any]) -> Any:
     """The answer of a row as it was logged, of whatever shape; None where it holds none."""
-    return next((row[key] for key in RESPONSE_KEYS if row.get(key) is not None), None)
+    return _first(row, RESPONSE_KEYS)
 
 
 def call_of(entry: Entry, request: Mapping[str, Any], response: Any, rows: Iterable[Mapping[str, Any]]) -> LoggedCall:
     """The call that `request` and `response` log; `rows` are the rows they stood in. Raises ValueError where it can't be read."""
     around = list(rows)
-    flat = {key: value for row in reversed(around) for key, value in row.items()}
+    flat = around[0] if len(around) == 1 else {key: value for row in reversed(around) for key, value in row.items()}
     answer = Answer() if flat.get("status") == "failure" else answer_of(response)
     prompt = prompt_of(request, answer)
-    if not (prompt.messages or prompt.instructions or prompt.previous or prompt.conversation):
+    if not (prompt.known or prompt.messages or prompt.instructions or prompt.previous or prompt.conversation):
         msg = "a call without messages"
         raise ValueError(msg)
     metadata = object_of(flat.get("metadata"))
-    said_in = (*(() if isinstance(prompt.messages, KnownPrompt) else prompt.messages), *prompt.instructions, *answer.outputs)
+    said_in = (*prompt.messages, *prompt.instructions, *answer.outputs)
     beside = (flat.get("headers"), request.get("extra_headers"), flat.get("request_properties"))
-    places = facts.spelled([*around, *_metadata(around), *_metadata([request]), *beside])
+    named = _Names(flat, [*around, *_metadata(around), *_metadata([request]), *beside])
     said = facts.record(flat.get("outcome")) or facts.record(metadata.get("outcome")) or {**metadata, "source": "unknown"}
-    session = facts.first_spelled(_SESSION_KEYS, places) or _session_in_user(request)
+    session = named.first(_SESSION_KEYS) or _session_in_user(request)
     return LoggedCall(
         entry,
-        prompt.messages,
+        prompt.known or prompt.messages,
         prompt.tools,
         answer.outputs,
-        _call(flat, request, prompt, answer),
+        _call(flat, request, prompt, answer, named),
         error="" if answer.outputs else _error(flat, answer),
-        trace=facts.first_spelled(_TRACE_KEYS, places),
+        trace=named.first(_TRACE_KEYS),
         session=session,
-        task=facts.first_spelled(("task", "task_id"), places),
-        agent=facts.first_spelled(("agent", "agent_name"), places),
+        task=named.first(("task", "task_id")),
+        agent=named.first(("agent", "agent_name")),
         outcome=facts.outcome_of(said),
         redacted=any(REDACTED in message.wire and message.content == REDACTED for message in said_in),
         ended_at_us=facts.time_us(_first(flat, _ENDS)),
-        tags=tuple(filter(None, map(facts.word, _list(facts.parsed_or(flat.get("request_tags") or flat.get("tags")))))),
-        metadata=_kept(metadata, flat),
+        tags=_tags(flat.get("request_tags") or flat.get("tags")),
+        metadata=_kept(metadata, named),
         scores=scores_of(flat),
         finish_reasons=answer.finish_reasons,
         inputs="full" if prompt.whole else "partial",
@@ -134,6 +137,23 @@ def call_of(entry: Entry, request: Mapping[str, Any], response: Any, rows: Itera
         previous=prompt.previous,
         conversation=prompt.conversation,
     )
+
+
+class _Names:
+    """The ids and names that are found in a row and around it."""
+
+    def __init__(self, row: Mapping[str, Any], places: list[Any]) -> None:
+        self._places = facts.spelled(filter(None, places))
+        self._row = self._places[:1] if row and places[0] is row else facts.spelled([row])
+        self._keys = set[str]().union(*self._places)
+
+    def first(self, keys: Sequence[str]) -> str | None:
+        """As `facts.first_word`."""
+        return None if self._keys.isdisjoint(keys) else facts.first_spelled(keys, self._places)
+
+    def own(self, keys: Sequence[str]) -> str | None:
+        """The first in the row itself."""
+        return facts.first_spelled(keys, self._row)
 
 
 def _litellm_request(row: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -154,17 +174,17 @@ def _is_responses_request(fields: Mapping[str, Any], row: Mapping[str, Any]) -> 
     return isinstance(items, str) and (not _RESPONSES_KEYS.isdisjoint(fields) or is_response(response_of(row)))
 
 
-def _call(row: Mapping[str, Any], request: Mapping[str, Any], prompt: Prompt, answer: Answer) -> Call:
+def _call(row: Mapping[str, Any], request: Mapping[str, Any], prompt: Prompt, answer: Answer, named: _Names) -> Call:
     fields = answer.fields
     asked = facts.word(row.get("model_group")) or facts.word(request.get("model"))
     model = facts.word(fields.get("model")) or facts.word(request.get("model"))
     flat = "model" in row and request.get("model") is row["model"] and "messages" in row
     params = {key: value for key, value in request.items() if value is not None and (key in _PARAMS if flat else key not in _NOT_PARAMS)}
     start = _first(row, _STARTS)
-    streamed = answer.streamed or next((value for value in (row.get("stream"), request.get("stream")) if isinstance(value, bool)), None)
+    streamed = answer.streamed or _first_bool(row.get("stream"), request.get("stream"))
     anthropic = prompt.api == "anthropic" and (model or "").startswith("claude")
-    return Call(
-        step=-1,
+    return changed(
+        _UNPLACED,
         model=model,
         params={**params, "model": asked} if asked and asked != model else params,
         usage=_usage(row, answer),
@@ -172,7 +192,7 @@ def _call(row: Mapping[str, Any], request: Mapping[str, Any], prompt: Prompt, an
         started_at_us=facts.time_us(start if start is not None else fields.get("created", fields.get("created_at"))),
         finish_reason=answer.finish_reasons[0] if answer.finish_reasons else None,
         response_id=facts.word(fields.get("id")),
-        provider=facts.first_word(("custom_llm_provider", "provider"), (row,)) or answer.provider or ("anthropic" if anthropic else None),
+        provider=named.own(("custom_llm_provider", "provider")) or answer.provider or ("anthropic" if anthropic else None),
         streamed=streamed,
         first_token_s=_first_token(row) if streamed else None,
     )
@@ -180,8 +200,8 @@ def _call(row: Mapping[str, Any], request: Mapping[str, Any], prompt: Prompt, an
 
 def _usage(row: Mapping[str, Any], answer: Answer) -> Usage:
     counted = answer.usage or facts.usage_of({key: row.get(key) for key in ("prompt_tokens", "completion_tokens")})
-    costs = (facts.number(row.get(key)) for key in _COSTS)
-    cost = next((found for found in costs if found is not None), None)
+    costs = [facts.number(row[key]) for key in _COSTS if key in row]
+    cost = next((found for found in costs if found is not None), None) if costs else None
     return counted if cost is None else replace(counted, cost_usd=cost)
 
 
@@ -205,18 +225,18 @@ def _error(row: Mapping[str, Any], answer: Answer) -> str:
     return str(said)[:500] if said else "its answer has no message" if answer.fields else "no answer is logged"
 
 
-def _metadata(rows: Iterable[Mapping[str, Any]]) -> Iterator[Any]:
+def _metadata(rows: Iterable[Mapping[str, Any]]) -> list[Any]:
     """The metadata of rows and what proxies keep in it of their callers'."""
+    found: list[Any] = []
     for row in rows:
-        metadata = object_of(row.get("metadata"))
-        yield metadata
-        yield metadata.get("requester_metadata")
-        yield metadata.get("spend_logs_metadata")
+        if metadata := object_of(row.get("metadata")):
+            found += (metadata, metadata.get("requester_metadata"), metadata.get("spend_logs_metadata"))
+    return found
 
 
-def _kept(metadata: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+def _kept(metadata: Mapping[str, Any], named: _Names) -> dict[str, Any]:
     kept = {key: value for key, value in metadata.items() if value not in (None, "", [], {}) and key != "usage_object"}
-    user = facts.first_word(("end_user", "user_id", "user"), (row,))
+    user = named.own(("end_user", "user_id", "user"))
     return {**kept, "user": user} if user else kept
 
 
@@ -226,8 +246,23 @@ def _session_in_user(request: Mapping[str, Any]) -> str | None:
     return found[1] if found else None
 
 
+def _tags(raw: Any) -> tuple[str, ...]:
+    return tuple(filter(None, map(facts.word, _list(facts.parsed_or(raw))))) if raw else ()
+
+
+def _first_bool(*values: Any) -> bool | None:
+    for value in values:
+        if isinstance(value, bool):
+            return value
+    return None
+
+
 def _first(row: Mapping[str, Any], keys: Iterable[str]) -> Any:
-    return next((row[key] for key in keys if row.get(key) is not None), None)
+    for key in keys:
+        found = row.get(key)
+        if found is not None:
+            return found
+    return None
 
 
 def _list(value: Any) -> list[Any]:

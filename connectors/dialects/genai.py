@@ -7,18 +7,20 @@ log signal in place of the span, or cut in mid-JSON by a length limit; then what
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from counterplay.connectors.dialects.payloads import is_cut, put, take_answer
 from counterplay.connectors.facts import number, parse, parsed_or, seconds
 from counterplay.connectors.lines import MAX_PARTS
+from counterplay.connectors.messages.listed import Known, Lists
 from counterplay.connectors.messages.openai import REDACTED, is_redacted, known_text, openai_message, tool_spec, usage_of
 from counterplay.connectors.messages.parts import messages_of, text_of
 from counterplay.connectors.messages.sniff import prompt_of
 from counterplay.connectors.spans.readings import Kind, Reading, Slot, ToolRun, finish_reason
 from counterplay.connectors.spans.span import Event, Span
+from counterplay.core.nouns import ToolSpec
 
 _KINDS: Mapping[str, Kind] = {
     "chat": "llm",
@@ -81,6 +83,7 @@ _ROLES = {
     "gen_ai.tool.message": "tool",
 }
 _DETAILS = "gen_ai.client.inference.operation.details"
+_PROMPTS, _TOOLSETS = Lists(), Lists()
 _PROMPT, _COMPLETION = "gen_ai.content.prompt", "gen_ai.content.completion"
 
 
@@ -133,7 +136,7 @@ def facts(attributes: Mapping[str, Any], reading: Reading) -> None:
     reading.params = params
     asked, answered = params.get("model"), attributes.get("gen_ai.response.model")
     reading.model = str(answered or asked) if answered or asked else None
-    counts = {name: next((attributes[key] for key in keys if key in attributes), None) for name, keys in _USAGE.items()}
+    counts = {name: _first(attributes, keys) for name, keys in _USAGE.items()}
     cost = next((found for key in _COSTS if (found := number(attributes.get(key))) is not None), None)
     reading.usage = usage_of(counts, cost)
     reading.provider = _text(attributes.get("gen_ai.provider.name")) or _text(attributes.get("gen_ai.system"))
@@ -143,9 +146,16 @@ def facts(attributes: Mapping[str, Any], reading: Reading) -> None:
     reading.finish_reason = finish_reason(reasons[0] if isinstance(reasons, list) and reasons else reasons)
 
 
+def _first(attributes: Mapping[str, Any], keys: Sequence[str]) -> Any:
+    for key in keys:
+        if key in attributes:
+            return attributes[key]
+    return None
+
+
 def read_messages(attributes: Mapping[str, Any], reading: Reading, *, dropped: int = 0) -> None:
     """`gen_ai.input.messages` and its kin, as JSON text or structured."""
-    raw_inputs, whole = _items(attributes.get("gen_ai.input.messages"), reading)
+    raw_inputs, whole = _items(attributes.get("gen_ai.input.messages"), reading, _PROMPTS)
     system = _system(attributes.get("gen_ai.system_instructions"), reading, raw_inputs or ())
     if raw_inputs is not None:
         # Without its instructions the whole prompt may be shifted, if an attribute limit took something.
@@ -155,12 +165,12 @@ def read_messages(attributes: Mapping[str, Any], reading: Reading, *, dropped: i
         _fill(reading, [system], whole=False)
     raw_outputs, _ = _items(attributes.get("gen_ai.output.messages"), reading)
     for raw in raw_outputs or ():
-        reading.outputs.extend(slot for slot in _slots(raw) if slot is not None and not is_redacted(slot.message))
+        reading.outputs.extend(slot for slot in _slots(raw)[0] if slot is not None and not is_redacted(slot.message))
         reason = finish_reason(raw.get("finish_reason")) if isinstance(raw, dict) else None
         reading.finish_reason = reading.finish_reason or reason
-    raw_tools, tools_whole = _items(attributes.get("gen_ai.tool.definitions"), reading)
+    raw_tools, tools_whole = _items(attributes.get("gen_ai.tool.definitions"), reading, _TOOLSETS)
     if raw_tools is not None:
-        tools = [tool_spec(raw) for raw in raw_tools]
+        tools = list(map(_tool, raw_tools))
         reading.tools = tuple(tool for tool in tools if tool is not None)
         reading.tools_whole = tools_whole and None not in tools
 
@@ -234,20 +244,42 @@ def _event_slot(fields: dict[str, Any]) -> Slot | None:
 
 def _fill(reading: Reading, raw: Sequence[Any], *, whole: bool, proven: bool = True) -> None:
     slots: list[Slot | None] = []
+    redacted = False
     for item in raw:
-        slots.extend(slot if slot is None or proven else Slot(slot.message, whole=False) for slot in _slots(item))
-    reading.redacted |= any(is_redacted(slot.message) for slot in slots if slot is not None)
-    reading.slots = {i: slot for i, slot in enumerate(slots) if slot is not None and not is_redacted(slot.message)}
+        found, hidden = item.made or _slots(item) if type(item) is Known else _slots(item)
+        slots += found
+        redacted |= hidden
+    if not proven:
+        slots = [None if slot is None else Slot(slot.message, whole=False) for slot in slots]
+    reading.redacted |= redacted
+    reading.slots = {i: slot for i, slot in enumerate(slots) if slot is not None and not (redacted and is_redacted(slot.message))}
     reading.count = len(slots) if whole and proven and slots else None
 
 
-def _slots(raw: Any) -> Iterator[Slot | None]:
+def _slots(raw: Any) -> tuple[tuple[Slot | None, ...], bool]:
+    """The messages in a message of parts, and whether one of them is redacted. Those of a known one are the same objects each time."""
+    if isinstance(raw, Known) and raw.made is not None:
+        return raw.made  # type: ignore[no-any-return]  # of this very function
     messages = messages_of(raw)
-    yield from [None] if messages is None else (Slot(message) for message in messages)
+    slots = (None,) if messages is None else tuple(map(Slot, messages))
+    found = (slots, any(map(is_redacted, messages or ())))
+    if isinstance(raw, Known):
+        raw.made = found
+    return found
+
+
+def _tool(raw: Any) -> ToolSpec | None:
+    if not isinstance(raw, Known):
+        return tool_spec(raw)
+    if raw.made is None:
+        raw.made = (tool_spec(raw),)
+    return cast("ToolSpec | None", raw.made[0])
 
 
 def _system(raw: Any, reading: Reading, inputs: Sequence[Any]) -> dict[str, Any] | None:
     """The instructions as a message, without those that stand among the inputs too (Pydantic AI repeats them)."""
+    if raw is None:
+        return None
     parts, whole = _items(raw, reading)
     if isinstance(raw, str) and parts is None and not raw.lstrip().startswith("["):
         parts, whole = [{"type": "text", "content": raw}], True
@@ -260,14 +292,14 @@ def _listed(raw: Any) -> list[Any]:
     return raw if isinstance(raw, list) else []
 
 
-def _items(raw: Any, reading: Reading) -> tuple[list[Any] | None, bool]:
-    """The elements of a JSON array that may be cut, and whether it is whole. None where there is no array."""
+def _items(raw: Any, reading: Reading, lists: Lists | None = None) -> tuple[list[Any] | None, bool]:
+    """The elements of a JSON array that may be cut, and whether it is whole. None where there is no array. `lists` knows its like."""
     if raw == REDACTED:
         reading.redacted = True
         return None, False
     if isinstance(raw, str):
         try:
-            raw = parse(raw)
+            raw = parse(raw) if lists is None else lists.parse(raw)
         except ValueError:
             if not raw.lstrip().startswith("["):
                 return None, False

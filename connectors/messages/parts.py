@@ -9,8 +9,9 @@ from typing import Any
 import orjson
 
 from counterplay.connectors.facts import parsed_or
+from counterplay.connectors.messages.listed import Known
 from counterplay.connectors.messages.openai import ROLE_WORDS, openai_message, tool_call
-from counterplay.connectors.normalise import ROLES
+from counterplay.connectors.normalise import ROLES, wire_of
 from counterplay.core.canonical import dumps
 from counterplay.core.nouns import Message
 
@@ -19,6 +20,8 @@ _LARGE = 1 << 16
 
 def messages_of(raw: Any) -> list[Message] | None:
     """The chat messages in one message of parts: tool results stand on their own. None where it can't be read."""
+    if isinstance(raw, Known):  # of which somebody keeps what is made of it
+        return _read(raw)
     try:
         data = orjson.dumps(raw)
     except TypeError:  # lone surrogates
@@ -78,7 +81,7 @@ def _from_parts(role: str, parts: Iterable[Any], name: str | None) -> Message:
         fields["reasoning_content"] = "\n".join(reasoning)
     if calls:
         fields["tool_calls"] = calls
-    return Message.from_openai(fields)
+    return Message(wire_of(fields))
 
 
 def _other_part(part: Any) -> dict[str, Any]:

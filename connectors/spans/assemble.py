@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
+from counterplay.connectors.normalise import role_of
 from counterplay.connectors.spans.context import Context
 from counterplay.connectors.spans.readings import LengthLimit, Slot, SpanTree, ToolRun, sizes_of
 from counterplay.connectors.spans.stitch import LlmCall
@@ -62,7 +63,7 @@ class ToolRuns:
 
         The same id counts more than to have begun at `start` or later. Unknown arguments may be any.
         """
-        for same in ((asked.id,), ()):
+        for same in ((asked.id,), ()) if self._runs else ():
             waiting = (self._waiting.get((asked.name, signature, *same)) for signature in (asked.signature, None))
             found = [best for each in waiting if each is not None and (best := each.first(start)) is not None]
             if found:
@@ -90,7 +91,7 @@ def assemble(context: Context, runs: ToolRuns, notes: Counter[str]) -> None:
         later = [slot.message for slot in _between(context, call, successor)]
         action, sampled = _action(call, successor, runs, notes)
         context.places[id(call)] = context.steps.act(action, sampled=sampled)
-        first = next((k for k, message in enumerate(later) if message.role == "assistant"), len(later))
+        first = next((k for k, message in enumerate(later) if role_of(message) == "assistant"), len(later))
         proven = successor is not None and successor.coverage in ("full", "stitched") and call.count is not None
         observations = _with_results(action, later[:first], call, runs, proven=proven)
         context.steps.extend([*observations, *later[first:]], sampled=False)
@@ -125,7 +126,7 @@ def _action(call: LlmCall, successor: LlmCall | None, runs: ToolRuns, notes: Cou
 
 def _with_results(action: Message, known: Sequence[Message], call: LlmCall, runs: ToolRuns, *, proven: bool) -> list[Message]:
     """What followed an action. Results that the next prompt is not known to lack are taken from the tools' own spans."""
-    results = [message for message in known if message.role == "tool"]
+    results = [message for message in known if role_of(message) == "tool"]
     complete = proven or len(results) >= len(action.tool_calls)
     found: list[Message] = []
     for asked in action.tool_calls:
@@ -141,4 +142,4 @@ def _with_results(action: Message, known: Sequence[Message], call: LlmCall, runs
             found.append(Message.tool(run.result, asked.id, asked.name))
     if complete:
         return list(known)
-    return [*found, *results, *(message for message in known if message.role != "tool")]
+    return [*found, *results, *(message for message in known if role_of(message) != "tool")]

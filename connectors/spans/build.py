@@ -80,7 +80,7 @@ def _calls(tree: SpanTree, limit: LengthLimit, notes: Counter[str]) -> list[LlmC
     calls = []
     for node in nodes:
         reading = node.reading
-        slots = {i: _checked(slot, limit, reading) for i, slot in reading.slots.items()}
+        slots = {i: _checked(slot, limit, reading) for i, slot in reading.slots.items()} if limit.found else dict(reading.slots)
         outputs = [_checked(slot, limit, reading) for slot in reading.outputs if slot.role == "assistant"]
         if len(outputs) > 1:
             notes["calls with several answers, of which the first is taken"] += 1

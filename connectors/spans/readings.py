@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 from counterplay.connectors.facts import parse
+from counterplay.connectors.normalise import role_of
 from counterplay.connectors.spans.span import Span
 from counterplay.core.canonical import canonical, content_key
 from counterplay.core.nouns import Message, ToolSpec, Usage
@@ -22,6 +23,7 @@ Sizes: TypeAlias = tuple[int, int, int]
 NO_SIZE: Sizes = (0, 0, 0)
 _LEAST_LIMIT = 128
 _KEPT_TEXTS = 4
+_NO_LIMITS = (None, None, None)
 _DEEPEST = 200
 _ENDINGS = tuple(".!?:;,\"'`)]}>*|-")
 
@@ -39,17 +41,17 @@ class Slot:
 
     @property
     def role(self) -> str:
-        return self.message.role
+        return role_of(self.message)
 
     @cached_property
     def ident(self) -> str:
         """Equal for messages that say and do the same: ids, key order, reasoning and surrounding white space do not count."""
-        message = self.message
+        message = Message(self.message.wire)  # what is worked out of it is not kept
         content = message.content
         others = [part for part in content if not _is_text(part)] if isinstance(content, list) else []
         calls = [call.signature for call in message.tool_calls]
         role = "system" if message.role == "developer" else message.role
-        return content_key(role, message.content_text.strip(), canonical(others), *calls)
+        return content_key(role, message.content_text.strip(), canonical(others) if others else "[]", *calls)
 
     def agrees(self, other: Slot) -> bool:
         """Whether two sightings can be of one message: equal, or one the beginning of the other where that was cut."""
@@ -181,9 +183,14 @@ class LengthLimit:
         """The limit in characters, UTF-16 units and bytes; None in a unit in which there is none."""
         return tuple(size if self._is_limit(size, texts) else None for size, texts in zip(self._longest, self._texts, strict=True))
 
+    @property
+    def found(self) -> bool:
+        """Whether there is a limit in any unit."""
+        return self.limits != _NO_LIMITS
+
     def cut(self, sizes: Sizes) -> bool:
         """Whether a text of these sizes was cut."""
-        return any(limit is not None and size == limit for size, limit in zip(sizes, self.limits, strict=True))
+        return self.found and any(limit is not None and size == limit for size, limit in zip(sizes, self.limits, strict=True))
 
     @staticmethod
     def _is_limit(size: int, texts: set[tuple[int, bool, bool]]) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from counterplay.connectors.spans.readings import Node, Reading, Slot
 from counterplay.core.canonical import chain_key
@@ -16,6 +17,9 @@ from counterplay.core.nouns import Coverage, Message, ToolSpec
 
 _SURE = 4
 """Agreeing messages after which no better sibling is looked for; the one nearest in length is asked first."""
+
+_next_key = lru_cache(maxsize=1 << 15)(chain_key)
+"""Growing prompts ask for the same keys once a call."""
 
 
 @dataclass(slots=True, eq=False)
@@ -59,7 +63,9 @@ class LlmCall:
     @property
     def whole(self) -> bool:
         """Whether every input message is known whole."""
-        return self.count is not None and all(i in self.slots and self.slots[i].whole for i in range(self.count))
+        if self.count is None:
+            return False
+        return all(slot is not None and slot.whole for slot in map(self.slots.get, range(self.count)))
 
     @property
     def sequence(self) -> list[Slot]:
@@ -69,9 +75,11 @@ class LlmCall:
 
     def index(self) -> None:
         """Compute `keys`: one for every prefix of the input."""
-        self.keys = [chain_key("")]
+        key = chain_key("")
+        self.keys = [key]
         for i in range(self.count or 0):
-            self.keys.append(chain_key(self.keys[-1], self.slots[i].ident))
+            key = _next_key(key, self.slots[i].ident)
+            self.keys.append(key)
 
 
 def stitch(calls: Sequence[LlmCall]) -> None:

@@ -114,7 +114,7 @@ class Kit:
     ):
         """A fork after the look-up: `refund` with 5 is good, with 50 bad; both (N, W). The good one goes on to a finished leaf."""
         start = state or self.trajectory(task).prefix(1)
-        tree = SearchTree.start(start, "mcts")
+        tree = SearchTree.start(start, "fork_best_of_n")
         right = tree.add(tree.root, self.step(self.call("refund", "g", order=7, amount=5), "ok", grade=grade, call_id="g", sampled=sampled))
         wrong = tree.add(
             tree.root, self.step(self.call("refund", "b", order=7, amount=50), "ok", grade=grade, call_id="b", error=bad_error)

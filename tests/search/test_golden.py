@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from counterplay.search.registry import SEARCHES
 from tests.search.regenerate_golden import CASES, grow
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.json"))
@@ -29,6 +30,10 @@ def same(left: object, right: object, where: str = "tree") -> None:
 async def test_the_tree_is_the_golden_one(file):
     golden = json.loads(file.read_text())
     same(await grow(golden["case"]), golden["tree"])
+
+
+def test_every_search_has_a_golden_tree():
+    assert {case["search"] for case in CASES.values()} == set(SEARCHES)
 
 
 def test_every_case_has_its_file():

@@ -1,18 +1,13 @@
-"""Aggregation, rendering, and the registry's options."""
-
-import json
+"""Aggregation, and the registry's options."""
 
 import pytest
 
-from counterplay.core.budget import Budget
 from counterplay.core.errors import UserError
 from counterplay.search import registry
 from counterplay.search.aggregate import AGGREGATIONS, aggregate, mean
 from counterplay.search.localise import localise
 from counterplay.search.mcts import mcts
 from counterplay.search.registry import SEARCHES, find, options, parse_options
-from counterplay.search.render import to_dict, to_dot, to_json, to_text
-from tests.search.game import Enumerator, Game, start
 
 
 def test_aggregations_by_hand():
@@ -33,37 +28,6 @@ def test_defect_7_gamma_makes_the_last_steps_weigh_most():
     assert mean([1.0, 0.0], gamma=1.0) == 0.5
 
 
-async def tree():
-    game = Game()
-    return await mcts(start(), Enumerator(game), game, game.exact, Budget(), num_simulations=30, num_actions=3)
-
-
-async def test_text():
-    grown = await tree()
-    lines = to_text(grown, width=90).splitlines()
-    assert len(lines) == len(grown.nodes) + 1
-    assert lines[0] == f"mcts: {len(grown.nodes)} nodes, 30 simulations"
-    assert lines[1].split() == ["root", "N=30", f"Q={grown.root.value:.2f}"]
-    assert max(grown.root.children, key=lambda child: child.visits).step.action.signature in lines[2]
-    assert max(map(len, lines)) <= 90
-    short = to_text(grown, max_depth=1).splitlines()
-    assert len(short) == 2 + 3 + sum(bool(child.children) for child in grown.root.children)
-    grown.nodes[1].logged = True
-    assert any(line.startswith("  *") for line in to_text(grown).splitlines())
-
-
-async def test_dot_and_json():
-    grown = await tree()
-    dot = to_dot(grown)
-    assert dot.count(" -> ") == len(grown.nodes) - 1
-    assert dot.count("shape=box") == len(grown.finished())
-    assert '\\"' in dot
-    fields = json.loads(to_json(grown))
-    assert fields == to_dict(grown)
-    assert [node["parent"] for node in fields["nodes"]][1:] == [node.parent.index for node in grown.nodes[1:]]
-    assert fields["nodes"][1]["value"] == grown.nodes[1].value
-
-
 def test_every_search_has_the_common_options():
     for search in SEARCHES.values():
         assert {"seed", "concurrency", "max_steps"} <= set(options(search))
@@ -76,8 +40,8 @@ def test_every_search_has_the_common_options():
 
 def test_options_are_read_from_text():
     fork = SEARCHES["fork_best_of_n"]
-    given = {"n": "8", "pivots": "3, 7", "localisation": "bisect", "max_steps": "none"}
-    assert parse_options(fork, given) == {"n": 8, "pivots": [3, 7], "localisation": "bisect", "max_steps": None}
+    given = {"n": "8", "pivots": "3, 7", "localisation": "pivot", "max_steps": "none"}
+    assert parse_options(fork, given) == {"n": 8, "pivots": [3, 7], "localisation": "pivot", "max_steps": None}
     assert parse_options(mcts, {"c_init": "2.5"}) == {"c_init": 2.5}
     assert parse_options(fork, {"pivots": "none"}) == {"pivots": None}
     assert options(fork)["pivots"].kind == "int,int,... or none"

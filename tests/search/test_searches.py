@@ -271,7 +271,7 @@ async def test_fork_by_bisection(game):
     run = await logged_run(game, ("plan", "quit"))
     lenient = {"plan": (0.5, {"quit": (0.3, 0.0), "go": (0.7, 1.0)}), "go": (0.5, 1.0)}
     tree = await fork_best_of_n(
-        run, Sampler(Game(lenient)), Game(lenient), Game(lenient).outcome, Budget(), localisation="bisect", num_pivots=1
+        run, Sampler(Game(lenient)), Game(lenient), Game(lenient).outcome, Budget(), localisation="pivot", num_pivots=1
     )
     assert tree.stopped == "forked at 1"
 

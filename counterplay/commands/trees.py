@@ -1,0 +1,33 @@
+"""Reading search trees."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from counterplay import console
+from counterplay.commands.options import DEFAULT_STORE, StoreFile, app, bounded
+
+
+@app.command()
+@bounded
+def tree(
+    search: Annotated[str, typer.Argument(help="The id of a search, or how it begins; without it all searches are listed.")] = "",
+    store: StoreFile = DEFAULT_STORE,
+    format: Annotated[str, typer.Option("--format", help="text, dot (Graphviz) or json.")] = "text",  # noqa: A002  the user's word
+    max_depth: Annotated[int | None, typer.Option("--max-depth", min=0, help="Steps below the root.")] = None,
+    max_children: Annotated[int | None, typer.Option("--max-children", min=1, help="Most visited children of a node.")] = None,
+    fold: Annotated[bool, typer.Option("--fold/--no-fold", help="Steps without alternatives on one line.")] = True,
+    width: Annotated[int, typer.Option("--width", min=0, help="Characters a line of text; 0 is that of the terminal.")] = 0,
+) -> None:
+    """Show a search tree: what was tried where, what came of it, the best path, and where the better action is not known."""
+    from counterplay import loop, trees
+
+    with loop.opened(store, read_only=True) as opened:
+        if not search:
+            console.out.print(trees.listed(opened))
+            return
+        record = trees.find(opened, search)
+    width = width or max(40, console.out.width if console.out.is_terminal else 120)
+    typer.echo(trees.drawn(record, format=format, max_depth=max_depth, max_children=max_children, fold=fold, width=width))

@@ -178,7 +178,7 @@ def subjects(count: int) -> list[Trace]:
 def plan(name: str, calls: int, length: int) -> dict[str, Any]:
     """Options that make a search fit `calls` model calls where a line takes `length` of them. What is not named here keeps its default."""
     lines = max(1, calls // length)
-    wide = max(1, math.isqrt(lines))
+    wide, actions = max(1, math.isqrt(lines)), max(2, lines // 2)  # so few actions a node that the calls last for about two lines of nodes
     table: dict[str, Callable[[], dict[str, Any]]] = {
         "greedy": lambda: {"num_samples": lines},
         "best_of_n": lambda: {"n": lines},
@@ -189,12 +189,12 @@ def plan(name: str, calls: int, length: int) -> dict[str, Any]:
         "dvts": lambda: {"num_subtrees": wide, "num_actions": max(1, lines // wide)},
         "rebase": lambda: {"width": lines},
         "particle_filter": lambda: {"num_particles": lines},
-        "best_first": lambda: {"num_expansions": calls},
-        "depth_first": lambda: {"num_expansions": calls},
-        "mcts": lambda: {"num_simulations": calls},
-        "mcts_star": lambda: {"num_iterations": calls},
-        "gumbel": lambda: {"num_simulations": max(1, calls // 4), "num_considered": 4 if calls < 64 else 8 if calls < 256 else 16},
-        "lats": lambda: {"num_iterations": calls},
+        "best_first": lambda: {"num_expansions": calls, "num_actions": actions},
+        "depth_first": lambda: {"num_expansions": calls, "num_actions": actions},
+        "mcts": lambda: {"num_simulations": calls, "num_actions": actions},
+        "mcts_star": lambda: {"num_iterations": calls, "num_actions": actions},
+        "gumbel": lambda: {"num_simulations": max(1, calls // actions), "num_actions": actions, "num_considered": max(2, min(16, lines))},
+        "lats": lambda: {"num_iterations": calls, "num_actions": actions},
         "receding_horizon": lambda: {"num_simulations": max(1, lines // 2), "num_actions": 2 if lines < 16 else 4},
         "fork_best_of_n": lambda: {"n": max(1, calls // (3 * length)), "num_pivots": 3 if lines > 2 else 1},
         "repair": lambda: {"n": max(1, min(16, calls // (2 * length))), "rounds": 8},

@@ -36,8 +36,9 @@ class Sender:
 
         self.http, self.retries = http, retries
         self.url = httpx2.URL(str(client.base_url)).join(path)
-        known = {name: value for name, value in client.default_headers.items() if isinstance(value, str)}
-        self.headers = httpx2.Headers({**known, "Content-Type": "application/json", "Accept": "application/json"})
+        known = {**client.default_headers, **client.auth_headers, "Content-Type": "application/json", "Accept": "application/json"}
+        self.headers = http.headers.copy()
+        self.headers.update({name: value for name, value in known.items() if isinstance(value, str)})
         self.extensions = {"timeout": httpx2.Timeout(timeout_s).as_dict()}
         self.repeated = 0
 

@@ -217,13 +217,13 @@ async def begun(limiter, clock, sizes):
     return times
 
 
-@pytest.mark.parametrize(("limit", "size"), [(60, 1), (1, 1), (2, 1), (600, 1)])
-async def test_no_minute_holds_more_requests_than_the_limit(monkeypatch, limit, size):
+@pytest.mark.parametrize("limit", [1, 2, 60, 300])
+async def test_no_minute_holds_more_requests_than_the_limit(monkeypatch, limit):
     clock = Clock(monkeypatch)
-    times = await begun(Limiter(64, requests_per_minute=limit, clock=clock), clock, [size] * (3 * limit))
+    times = await begun(Limiter(64, requests_per_minute=limit, clock=clock), clock, [1] * (3 * limit))
     for first in times:
         assert sum(first <= at < first + 60 for at in times) <= limit
-    assert times[-1] < 60 * 3 * 1.3 * max(1, 2 / limit)
+    assert times[-1] <= (60 * 3 * 1.2 if limit > 2 else 60 * 3 * limit)
 
 
 async def test_no_minute_holds_more_tokens_than_the_limit_and_what_was_not_used_is_given_back(monkeypatch):
@@ -236,7 +236,7 @@ async def test_no_minute_holds_more_tokens_than_the_limit_and_what_was_not_used_
     lane = limiter.lane()
     for _ in range(20):
         began_s = clock()
-        (await lane.take(asked("a"), 500)).end(1)
+        (await lane.take(asked("a"), 400)).end(1)
         assert clock() == began_s
     (await lane.take(asked("a"), 1)).end(5000)
     (await lane.take(asked("a"), 500)).end()
@@ -360,10 +360,10 @@ async def test_every_search_asks_whether_to_go_on(name, monkeypatch, game):
     monkeypatch.setattr(StopWhen, "reason", lambda *_: "enough")
     policy = Sampler(game)
     with stopping(StopWhen(finished=1)):
-        tree = await run(name, game, policy=policy)
+        tree = await run(name, game, policy=policy, verifier=game.exact)
     assert tree.stopped == "enough"
     whole = Sampler(game)
-    await run(name, game, policy=whole)
+    await run(name, game, policy=whole, verifier=game.exact)
     assert len(policy.asked) <= max(len(whole.asked) // 2, 1)
 
 

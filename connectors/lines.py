@@ -17,28 +17,28 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, TypeAlias
 
-import orjson
-
+from counterplay.connectors.strict import DECODER, MAX_PARTS, is_compact, is_dense, parse_json, quick_json, refuse_dense
 from counterplay.core.errors import SourceError
 from counterplay.core.records import Rejected
 
+__all__ = [
+    "MAX_PARTS", "MAX_RECORD_BYTES", "REASON_CHARS", "SAMPLE_BYTES", "Entry", "Line", "Wanted", "entries", "entries_of", "is_compact",
+    "is_document", "is_zipped", "leading_objects", "lines", "open_bytes", "parse_json", "parse_line", "quick_json", "refuse_dense",
+    "sample_of",
+]  # fmt: skip
+
 MAX_RECORD_BYTES = 256 << 20
-MAX_PARTS = 1 << 24
 SAMPLE_BYTES = 1 << 18
 REASON_CHARS = 1000
 _RAW_BYTES = 400
-_INT64 = 2.0**63
 _DEEPEST = 900  # the parser gives up on more
 _SKIP_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 18
 _SPACE, _RETURN = ord(" "), ord("\r")
 _BOM = b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
-_SPACING_BYTES = 256
-_MOST_SLASHES = 16
-_COLON_APART = re.compile(rb'"[ \t\n\r]+:')
 _BLANK = re.compile(r"[ \t\r\n]*")
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|["{}\[\],]', re.DOTALL)
 
@@ -209,94 +209,6 @@ def parse_line(path: Path, line: Line, index: int = 0) -> Entry | Rejected:
     return Entry(value, path, index, line.number, line.offset)
 
 
-def parse_json(data: bytes) -> Any:
-    """Strict JSON: no duplicate keys, no NaN, no infinities; lone surrogates are kept. Raises ValueError with the position.
-
-    A text of more than MAX_PARTS commas and brackets is refused, as each of them can take a hundred bytes of memory.
-    """
-    refuse_dense(data)
-    try:
-        return _DECODER.decode(data.decode())
-    except UnicodeDecodeError as error:
-        msg = f"not UTF-8: byte 0x{data[error.start]:02x} at byte {error.start} of the record"
-        raise ValueError(msg) from None
-    except json.JSONDecodeError as error:
-        msg = f"not JSON: {error.msg} at character {error.pos} of the record"
-        raise ValueError(msg) from None
-    except RecursionError:
-        msg = "nested too deeply to be read"
-        raise ValueError(msg) from None
-
-
-def quick_json(data: bytes) -> Any:
-    """As `parse_json`, some ten times as fast: orjson reads it where it is certain that the two agree.
-
-    orjson keeps the last of two fields with one key, and makes a float of an integer of more than 64 bits. Neither is so where the value
-    is written again byte for byte. Else as many keys have to come out as stand in the text, and no float as large as that.
-    """
-    refuse_dense(data)
-    try:
-        value = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return parse_json(data)
-    return value if is_compact(value, data) or _keys(value) == _written_keys(data) else parse_json(data)
-
-
-def is_compact(value: Any, data: bytes) -> bool:
-    """Whether orjson, which reads a value from a text, writes the very text for it. Then each key stands in it once."""
-    if data.find(b'": ', 0, _SPACING_BYTES) >= 0:
-        return False
-    try:
-        return orjson.dumps(value) == data
-    except TypeError:  # nested deeply
-        return False
-
-
-def _written_keys(data: bytes) -> int:
-    """How many keys stand in a JSON text: a quote and a colon with no backslash before them end one. -2 where that does not tell.
-
-    It does not where a colon stands apart, or where a key ends in a backslash: there an even number of them stands before the quote.
-    """
-    if _COLON_APART.search(data):
-        return -2
-    slashes = b"\\\\"
-    while even := data.count(slashes + b'":'):
-        if even != data.count(slashes + b'\\":') or len(slashes) > _MOST_SLASHES:
-            return -2
-        slashes += b"\\\\"
-    return data.count(b'":') - data.count(b'\\":')
-
-
-def refuse_dense(text: str | bytes, start: int = 0, end: int | None = None) -> None:
-    """Raise ValueError where JSON text has more than MAX_PARTS commas and brackets, within strings as well: JSON often stands there."""
-    end = len(text) if end is None else end
-    if end - start > MAX_PARTS and _parts(text, start, end) > MAX_PARTS:
-        msg = f"more than {MAX_PARTS} commas and brackets in one record, wanted several smaller ones"
-        raise ValueError(msg)
-
-
-def _parts(text: str | bytes, start: int, end: int) -> int:
-    if isinstance(text, str):
-        return sum(text.count(mark, start, end) for mark in ",[{")
-    return sum(text.count(mark, start, end) for mark in (b",", b"[", b"{"))
-
-
-def _keys(value: Any) -> int:
-    """How many keys a JSON value has at all depths; -1 where it holds a float that may have been an integer."""
-    count = 0
-    waiting = [value]
-    while waiting:
-        found = waiting.pop()
-        if isinstance(found, dict):
-            count += len(found)
-            waiting += found.values()
-        elif isinstance(found, list):
-            waiting += found
-        elif isinstance(found, float) and abs(found) >= _INT64:
-            return -1
-    return count
-
-
 def entries(path: Path, *, max_bytes: int = MAX_RECORD_BYTES) -> Iterator[Entry | Rejected]:
     """The JSON objects of a file, whatever its name: JSON lines, one JSON object, or a JSON array of objects.
 
@@ -436,7 +348,7 @@ def _values(path: Path, data: bytes) -> Iterator[Entry | Rejected]:
     position = _blank(text, 0)
     inside = text[position] == "["
     offset, counted, index = skipped, 0, 0
-    dense = len(text) > MAX_PARTS and _parts(text, 0, len(text)) > MAX_PARTS
+    dense = is_dense(text, 0, len(text))
     position += inside
     while (position := _blank(text, position)) < len(text):
         if inside and text[position] == "]":
@@ -460,7 +372,7 @@ def _value(text: str, start: int, *, dense: bool) -> tuple[Any, int, str]:
     try:
         if dense:
             refuse_dense(text, start, _end_of(text, start))
-        value, end = _DECODER.raw_decode(text, start)
+        value, end = DECODER.raw_decode(text, start)
     except json.JSONDecodeError as error:
         return None, _end_of(text, start), f"not JSON: {error.msg} at character {error.pos - start} of the record"
     except RecursionError:
@@ -511,29 +423,3 @@ def _refuse_binary(path: Path, first: bytes) -> None:
         raise SourceError(f"got {path}, which is UTF-16 text", "UTF-8", "Convert it: iconv -f UTF-16 -t UTF-8.")
     if b"\0" in first and first.lstrip()[:1] not in (b"{", b"["):
         raise SourceError(f"got {path}, which is a binary file", "JSON lines or JSON text, plain or gzipped")
-
-
-def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        msg = f"the key {twice!r} stands twice in one object"
-        raise ValueError(msg)
-    return value
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if number in (float("inf"), float("-inf")):
-        msg = f"the number {text[:40]} is too large"
-        raise ValueError(msg)
-    return number
-
-
-def _constant(text: str) -> NoReturn:
-    msg = f"not JSON: {text} is no JSON number"
-    raise ValueError(msg)
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_float=_finite, parse_constant=_constant)

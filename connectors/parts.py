@@ -45,7 +45,7 @@ class Undivided(Exception):  # noqa: N818  a finding, no error of anybody
 
 @runtime_checkable
 class PartConnector(Protocol):
-    """A format whose files can be read in parts."""
+    """A format whose files can be read in parts. It is run without the cyclic garbage collector: what it drops must be free of cycles."""
 
     def divides(self, paths: Sequence[Path]) -> bool:
         """Whether it pays to read files that belong together in parts."""

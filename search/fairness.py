@@ -68,10 +68,10 @@ class Limiter:
         """Begin no request for so long: the server said `Retry-After`."""
         self._open_at = max(self._open_at, self.clock() + seconds)
 
-    def warmth(self, state: State) -> int:
-        """When a request with the longest known prefix of `state` was last made: a larger number is later, 0 is never."""
-        warm = self._warm
-        return next((warm[key] for key in reversed(state.prefix_keys) if key in warm), 0)
+    def warmth(self, state: State) -> tuple[int, int]:
+        """When a request with the longest known prefix of `state` was last made (later is larger, 0 is never), and its steps."""
+        warm, keys = self._warm, state.prefix_keys
+        return next(((warm[keys[length]], length) for length in range(len(keys) - 1, -1, -1) if keys[length] in warm), (0, 0))
 
     def _join(self, lane: Lane) -> None:
         """A lane that has something to ask again: it does not get back what it did not ask for."""

@@ -81,7 +81,7 @@ def _chain(node: Node, view: _View) -> list[Node]:
     chain = [node]
     while view.fold and node.parent is not None and len(chain[-1].children) == 1 == len(view.children[chain[-1].index]):
         child = chain[-1].children[0]
-        if child.logged != node.logged or (child.index in view.best) != (node.index in view.best):
+        if child.logged != node.logged:
             break
         chain.append(child)
     return chain

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterplay.connectors import lines as reading
+from counterplay.connectors import strict
 from counterplay.connectors.base import lines, parse_line
 from counterplay.connectors.facts import parse
 from counterplay.connectors.lines import (
@@ -231,9 +231,9 @@ def test_parse_line_is_the_same_for_lines_by_hand(tmp_path):
     [b'{"a" :1,"a":2}', b'{"a"\t:1,"a":2}', b'{"a"\n:1,"a":2}', b'{"b":{"a":1,"a" :2}}', b'{"\\u0061":1,"a":2}', b'{"a\\"":1,"a\\"":2}'],
 )
 def test_a_key_twice_is_seen_however_it_is_spelled(data):
-    for strict in (quick_json, parse_json):
+    for reader in (quick_json, parse_json):
         with pytest.raises(ValueError, match="stands twice"):
-            strict(data)
+            reader(data)
 
 
 def spelled_and_read(parse, data):
@@ -259,7 +259,7 @@ def test_quick_and_strict_reading_agree(parts):
 
 
 def test_records_of_too_many_parts_are_refused_before_they_fill_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "MAX_PARTS", 1000)
+    monkeypatch.setattr(strict, "MAX_PARTS", 1000)
     dense = b'{"n": [' + b"[]," * 1000 + b"[]]}"
     text = json.dumps({"n": json.dumps([[]] * 1000)}).encode()  # JSON in a text counts: it will be parsed
     good, rejected = read(tmp_path, b"\n".join([TEXT.splitlines()[0], dense, text, TEXT.splitlines()[1]]))

@@ -10,7 +10,7 @@ import tracemalloc
 
 import pytest
 
-from counterplay import reading
+from counterplay import readers, reading
 from counterplay.connectors.chat.growing import entries as by_news
 from counterplay.connectors.chat.growing import entries_of
 from counterplay.connectors.chatlog import CONNECTOR, _items
@@ -318,13 +318,13 @@ def test_processes_give_what_this_process_gives(tmp_path, monkeypatch):
     divisible.write_text("\n".join([*map(json.dumps, rows), "{broken", '{"messages": 1}']))
     hanging.write_text("\n".join(json.dumps({**row, "trace_id": f"t{i}", "session_id": f"s{i % 2}"}) for i, row in enumerate(rows * 2)))
     started = []
-    begin = reading._Process.begin
+    begin = readers.Process.begin
 
     def counted(process, unit, door, part=None):
         started.append(part)
         begin(process, unit, door, part)
 
-    monkeypatch.setattr(reading._Process, "begin", counted)
+    monkeypatch.setattr(readers.Process, "begin", counted)
     door = Door(rules=rules_of(), salt=b"salt")
     for file, parts in ((divisible, [Part(0, 2), Part(1, 2)]), (hanging, [Part(0, 2), Part(1, 2), None])):
         here, apart = Reading([file], door=door, processes=0), Reading([file], door=door, processes=2)

@@ -13,7 +13,7 @@ from bench.fuzz import tells
 from bench.fuzzing.checks import Reader, check
 from bench.fuzzing.mutations import spots
 from bench.fuzzing.samples import by_connector, hand_made, rendered
-from counterplay.connectors import lines as reading
+from counterplay.connectors import strict
 from counterplay.connectors.base import CONNECTORS, detect, ingest_items
 from counterplay.core.nouns import Trace
 from counterplay.core.records import Rejected
@@ -181,7 +181,7 @@ def test_parents_in_a_circle_and_parents_of_themselves(sample, read):
 
 @pytest.mark.parametrize("name", [name for name, _ in by_connector(LINES)])
 def test_a_line_of_too_many_parts_is_named(name, read, monkeypatch):
-    monkeypatch.setattr(reading, "MAX_PARTS", 5000)
+    monkeypatch.setattr(strict, "MAX_PARTS", 5000)
     (sample, *_) = (sample for sample in LINES if sample.connector == name)
     rows = rendered("lines", sample.value).splitlines()
     items = read(name, b"\n".join([*rows, b'{"id": [' + b"[]," * 4000 + b"[]]}", b""]))

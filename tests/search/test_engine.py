@@ -126,6 +126,37 @@ async def test_a_wave_that_never_waits_makes_no_task():
     assert made == []
 
 
+async def test_a_wave_that_waits_after_ones_that_did_not_is_as_wide():
+    wave = Wave(8)
+
+    async def at_once(_):
+        pass
+
+    for _ in range(3):
+        await wave.run(at_once, 20)
+        begun, most = await watched(wave)
+        assert most == 8
+        assert begun == list(range(20))
+
+
+async def test_every_call_sees_the_context_of_its_own_wave():
+    wave, seen, waiting = Wave(8), [], asyncio.Event()
+
+    async def call(_):
+        if waiting.is_set():
+            await asyncio.sleep(0)
+        seen.append(first_draw.get())
+
+    await wave.run(call, 20)
+    for number in (1, 2, 3):  # the second arms, the third lets the event loop turn
+        if number == 3:
+            waiting.set()
+        token = first_draw.set(number)
+        await wave.run(call, 20)
+        first_draw.reset(token)
+    assert seen == [0] * 20 + [1] * 20 + [2] * 20 + [3] * 20
+
+
 async def test_the_calls_of_a_wave_are_seen_together_by_a_batching_policy():
     """A local model collects what is asked in one turn of the event loop and answers it in one batch."""
     batches, queue = [], []

@@ -170,6 +170,24 @@ async def test_the_prefix_used_last_goes_first():
     assert done[2:] == ["warmest", "warm", "warm", "new"]
 
 
+def test_the_longest_known_prefix_decides():
+    limiter, root = Limiter(1), asked("a")
+    first, second = root.extend(Step(Message.assistant("first"))), root.extend(Step(Message.assistant("second")))
+    assert limiter.warmth(first) == (0, 0)
+    limiter._begin(first, 0)
+    limiter._begin(second, 0)
+    on = Step(Message.assistant("on"))
+    assert [limiter.warmth(state) for state in (first.extend(on), root.extend(on), second.extend(on))] == [(1, 1), (2, 0), (2, 1)]
+
+
+def test_only_the_latest_prefixes_are_remembered(monkeypatch):
+    monkeypatch.setattr("counterplay.search.fairness._PREFIXES", 4)
+    limiter = Limiter(1)
+    for number in range(9):
+        limiter._begin(asked(f"{number}"), 0)
+    assert [bool(limiter.warmth(asked(f"{number}"))[0]) for number in range(9)] == [False] * 5 + [True] * 4
+
+
 async def test_a_request_given_up_takes_no_turn():
     limiter = Limiter(1)
     lane = limiter.lane()

@@ -121,6 +121,7 @@ async def test_monte_carlo_on_every_step_costs_forty_thousand_steps():
     found, agent = await find(40, 0.9, 0.05, method="every")
     assert found.step == 40
     assert agent.steps == 8 * sum(range(1, 100)) == 39_600
+    assert found.p_two is None
     assert [probe.length for probe in found.probes] == list(range(1, 100))
     with pytest.raises(UserError, match="one of bayes, threshold, omega, every"):
         await find(40, 0.9, 0.05, method="guess")
@@ -272,17 +273,34 @@ async def test_siblings_are_compared_by_what_they_did_and_scored_by_the_verifier
     )
     for verifier, value in ((lambda _: 0.25, 0.25), (lambda _: None, 1.0)):
         assert await free_probes(Engine(None, None, verifier, Budget()), run, [other]) == [Probe(1, 1, value, logged=True)]
+    unfinished = Trajectory((), prompt, (called("a", "id7", "1"), called("b", "id8", "3")))
+    said = Trajectory(
+        (), prompt, (Step(run.steps[0].action, (Message.user("1"),)), Step(Message.assistant("end"), terminated=True, reward=1.0))
+    )
+    engine = Engine(None, None, lambda _: 0.25, Budget())
+    assert await free_probes(engine, run, [unfinished, said]) == [Probe(0, 1, 0.25, logged=True)]
 
 
 @pytest.mark.parametrize("method", ["bayes", "threshold"])
 async def test_logged_runs_from_the_start_are_not_played_again(method):
     run = failed_run(100)
-    others = [Trajectory((), run.prompt, (Step(Message.assistant("won"), terminated=True, reward=float(i % 8 > 0)),)) for i in range(24)]
+    ends = [Step(Message.assistant("won"), terminated=True, reward=float(i % 8 > 0)) for i in range(24)]
+    others = [Trajectory((), run.prompt, (*run.steps[: 5 * (i % 2)], end)) for i, end in enumerate(ends)]
     agent = Agent([60], [0.9, 0.05])
     found = await localise(run, agent, agent, outcome, Budget(), siblings=others, method=method)
     assert found.p_ok == pytest.approx(21 / 24)
     assert abs(likeliest(found) - 60) <= 1
     assert not [probe for probe in found.probes if probe.length == 0 and not probe.logged]
+
+
+async def test_logged_lines_from_a_prefix_are_not_played_again():
+    run = failed_run(100)
+    others = [Trajectory((), run.prompt, (*run.steps[:50], Step(Message.assistant("won"), terminated=True, reward=1.0)))] * 20
+    agent = Agent([60], [0.9, 0.0])
+    found = await localise(run, agent, agent, outcome, Budget(), siblings=others, method="threshold")
+    assert found.step == 60
+    assert [probe.lines for probe in found.probes if probe.length == 50 and not probe.logged] == [4]
+    assert [probe.lines for probe in found.probes if probe.length == 0] == [4]
 
 
 @pytest.mark.parametrize("wrong", [{"mass": 0.5}, {"root_lines": 0}, {"lines_per_probe": 0}, {"p_two": 1.0}, {"min_p_ok": -0.1}])

@@ -73,6 +73,29 @@ def test_unary_chains_are_folded_unless_asked_not_to():
     assert all(" > " not in line for line in body(to_text(tree, width=100)) if "to=one" in line)
 
 
+def test_a_chain_ends_where_the_log_ends():
+    tree = SearchTree.start(start())
+    node = tree.root
+    for at, move in enumerate("abcd"):
+        node = tree.add(node, Step(action(move)), logged=at < 2)
+    assert [line.split()[:2] for line in body(to_text(tree))[1:]] == [["*", "0-1"], ["2-3", "move(to=c)"]]
+
+
+def test_a_chain_ends_where_alternatives_are_not_shown():
+    tree = SearchTree.start(start())
+    node = tree.add(tree.root, Step(action("a")))
+    for move in "bcd":
+        tree.add(node, Step(action(move))).visits = 1
+    assert [line.split()[0] for line in body(to_text(tree, max_children=1))[1:3]] == ["0", "..."]
+
+
+def test_only_forks_indent():
+    tree, _ = small()
+    rows = [line for line in body(to_text(tree, fold=False, width=100)) if "move(" in line and not line.startswith("  step")]
+    wanted = {"one": 11, "other": 13, "more": 13, "most": 13, "two": 13, "three": 13}
+    assert {re.search(r"to=(\w+)", line)[1]: line.index("move(") for line in rows} == wanted
+
+
 async def test_width_and_depth_are_kept():
     tree = await grown()
     for width in (60, 90, 200):

@@ -361,7 +361,7 @@ def test_python_ends_though_a_pool_was_left_behind(tmp_path):
     program = """
 from counterplay.core.nouns import *
 from counterplay.reenact import replay_agent
-from tests.replay.agents.test_zz_left_behind import endless_pool
+from tests.replay.agents.left_behind import endless_pool
 trace = Trace("t", Trajectory((), (Message.user("x"),), (Step(Message.assistant("y")),)), Source("chatlog"))
 print(replay_agent(endless_pool, trace, arguments={"url": "http://127.0.0.1:9/v1"}).abandoned)
 """

@@ -1,4 +1,4 @@
-"""Agents that would not end: each stays in its process, so these tests come last."""
+"""Agents that would not end: each stays in its process, so `test_left_behind.py` runs these in one of their own."""
 
 from __future__ import annotations
 

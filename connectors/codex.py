@@ -209,8 +209,8 @@ class _Session:
             self._times.append(at)
         match kind:
             case "session_meta":
-                if not payload:
-                    msg = "a session_meta that says nothing"
+                if payload.keys().isdisjoint(("id", "session_id", *_META)):
+                    msg = "a session_meta that says nothing of its session"
                     raise ValueError(msg)
                 self._notes["session headers of sessions that this one is a copy of"] += bool(self._meta)
                 self._meta = self._meta or payload
@@ -238,6 +238,9 @@ class _Session:
         return text if isinstance(text, str) else ""
 
     def _item(self, item: dict[str, Any], at: int | None) -> None:
+        if not isinstance(item.get("type"), str) and "role" not in item:
+            msg = "a response_item without a type"
+            raise ValueError(msg)
         if str(item.get("type")) in _NOT_SENT:
             self._notes[f"{item['type']} items, which are not sent"] += 1
         elif not _by_model("response_item", item):

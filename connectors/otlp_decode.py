@@ -18,6 +18,8 @@ from counterplay.connectors.spans.span import Event, Span
 
 _HEX = re.compile(r"[0-9a-fA-F]+")
 _MAX_DEPTH = 64
+_OF_LOG_RECORDS = ("timeUnixNano", "observedTimeUnixNano", "severityNumber", "severityText", "body", "attributes", "traceId", "spanId",
+                   "eventName")  # fmt: skip
 _ABOUT_CONTAINERS = frozenset(
     {"resource", "scope", "instrumentationLibrary", "instrumentation_library", "schemaUrl", "schema_url", "scope_spans", "scope_logs",
      "instrumentation_library_spans", "instrumentation_library_logs", "log_records"}
@@ -37,7 +39,7 @@ def records_of(document: Mapping[str, Any]) -> Iterator[Event | str]:
     """Every log record of an OTLP document; in place of one that can't be decoded, the reason."""
     for _, raw in _leaves(document, ("resourceLogs",), ("scopeLogs", "instrumentationLibraryLogs"), "logRecords"):
         try:
-            attributes, _ = _attributes(_get(_wanted(raw, dict), "attributes"))
+            attributes, _ = _attributes(_get(_log_record(raw), "attributes"))
             name = _get(raw, "eventName") or attributes.get("event.name") or attributes.get("name") or ""
             body = _any_value(_get(raw, "body"))
             ids = hex_id(_get(raw, "traceId"), 16), hex_id(_get(raw, "spanId"), 8)
@@ -111,6 +113,15 @@ def _safe_attributes(resource: Mapping[str, Any]) -> Mapping[str, Any]:
         return _attributes(_get(resource, "attributes"))[0]
     except (ValueError, TypeError):
         return {}
+
+
+def _log_record(raw: Any) -> Mapping[str, Any]:
+    """`raw`, which may be a container that was taken for a record. Raises ValueError where it has no field of one."""
+    record: Mapping[str, Any] = _wanted(raw, dict)
+    if record and not any(_get(record, key) is not None for key in _OF_LOG_RECORDS):
+        msg = f"got the fields {', '.join(map(repr, list(record)[:5]))}, wanted those of a log record"
+        raise ValueError(msg)
+    return record
 
 
 def _span(raw: Any, resource: Mapping[str, Any]) -> Span:
@@ -197,15 +208,17 @@ def _any_value(raw: Any, depth: int = 0) -> Any:
     if (found := _get(raw, "intValue")) is not None:
         number = whole_number(found)
         return found if number is None or (isinstance(found, float) and number != found) else number
-    if isinstance(found := _get(raw, "arrayValue"), dict):
-        return [_any_value(item, depth + 1) for item in _list(found.get("values"))]
-    if isinstance(found := _get(raw, "kvlistValue"), dict):
-        pairs = [pair for pair in _list(found.get("values")) if isinstance(pair, dict)]
+    if (found := _get(raw, "arrayValue")) is not None:
+        return [_any_value(item, depth + 1) for item in _values(found)]
+    if (found := _get(raw, "kvlistValue")) is not None:
+        pairs = [_wanted(pair, dict) for pair in _values(found)]
         values = [(str(pair.get("key")), _any_value(pair.get("value"), depth + 1)) for pair in pairs]
         fields = dict(values)
         return fields if len(fields) == len(values) else [list(value) for value in values]  # a repeated key makes it no object
     return None
 
 
-def _list(raw: Any) -> list[Any]:
-    return raw if isinstance(raw, list) else []
+def _values(raw: Any) -> list[Any]:
+    """The values of an array or a key/value list, none where the field is left out, as protobuf leaves out empty ones."""
+    found: list[Any] = _wanted(_wanted(raw, dict).get("values") or [], list)
+    return found

@@ -16,6 +16,7 @@ from counterplay.connectors.chat.halves import half_of
 from counterplay.connectors.messages import responses
 from counterplay.connectors.messages.openai import usage_of
 from counterplay.connectors.normalise import message_of
+from counterplay.connectors.otlp_decode import records_of
 from counterplay.connectors.spans.readings import Reading, SpanTree
 from counterplay.connectors.spans.span import Span
 from counterplay.core.errors import SourceError
@@ -293,3 +294,31 @@ async def test_a_damaged_page_does_not_pass_for_an_empty_table(tmp_path):
     except SourceError:
         return
     assert items
+
+
+async def test_codex_lines_that_say_nothing_are_named(tmp_path):
+    header = {"timestamp": "2026-01-01T00:00:00Z", "type": "session_meta", "payload": {"id": "s1", "cwd": "/app"}}
+    said = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "look"}]}
+    answer = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "seen"}]}
+    damaged = [{"type": "session_meta", "payload": {"value": header["payload"]}}, {"type": "response_item", "payload": {"output": "b"}}]
+    rows = [header, *({"type": "response_item", "payload": item} for item in (said, answer)), *damaged]
+    (tmp_path / "s.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    items = [item async for item in CONNECTORS["codex"].read(tmp_path / "s.jsonl")]
+    reasons = [item.reason for item in items if isinstance(item, Rejected)]
+    assert len(items) == 3
+    assert "a session_meta that says nothing of its session" in reasons[0]
+    assert "a response_item without a type" in reasons[1]
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"scopelogs": []}, "got the fields 'scopelogs'"),
+        ({"body": {"kvlistValue": [{"values": []}]}}, "got a list, wanted a dict"),
+        ({"body": {"kvlistValue": {"values": {"key": "content"}}}}, "got a dict, wanted a list"),
+        ({"body": {"arrayValue": {"values": 5}}}, "got a int, wanted a list"),
+    ],
+)
+def test_log_records_of_another_shape_are_named(record, reason):
+    (found,) = records_of({"resourceLogs": [{"scopeLogs": [{"logRecords": [record]}]}]})
+    assert reason in found

@@ -196,18 +196,12 @@ class OpenAIPolicy:
     async def _ask(self, state: State, start: int, n: int) -> Answer:
         sender = self._connected()
         try:
-            body = await self._in_turn(sender, state, self._body(state, start, n), n)
+            answer = await self._in_turn(sender, state, start, n)
         except _RejectedError as error:
             if not (self._logprobs and "logprob" in error.got):
                 raise
             self._logprobs = False
             return await self._ask(state, start, n)
-        seeds = [f"{self.seed}\n{state.key}\n{start + at}" for at in range(n)]
-        try:
-            answer = read_answer(body, self._server, seeds, parse_text_calls=self.parse_text_calls)
-        except CounterplayError:
-            self.tally.failures += 1
-            raise
         if self._logprobs and all(choice.logprob is None for choice in answer.choices):
             self._logprobs = False
         if answer.usage is not None:
@@ -216,16 +210,28 @@ class OpenAIPolicy:
         self.tally.short += len(answer.choices) < n
         return replace(answer, model=answer.model or self.model)
 
-    async def _in_turn(self, sender: Sender, state: State, body: bytes, n: int) -> bytes:
-        """One request, when the search that asks has its turn and this policy a free slot."""
-        taking = turns.get()
+    async def _in_turn(self, sender: Sender, state: State, start: int, n: int) -> Answer:
+        """One request, when the search that asks has its turn and this policy a free slot. The turn ends with the tokens really used."""
+        body, taking = self._body(state, start, n), turns.get()
         turn = None if taking is None else await taking.take(state, len(body) / _BYTES_A_TOKEN + n * (self.max_tokens or 0))
+        tokens: float | None = None
         try:
             async with self._slots:
-                return await self._post(sender, body)
+                said = await self._post(sender, body)
+            answer = self._read(said, state, start, n)
+            tokens = None if answer.usage is None else answer.usage.tokens
         finally:
             if turn is not None:
-                turn.end()
+                turn.end(tokens)
+        return answer
+
+    def _read(self, said: bytes, state: State, start: int, n: int) -> Answer:
+        seeds = [f"{self.seed}\n{state.key}\n{start + at}" for at in range(n)]
+        try:
+            return read_answer(said, self._server, seeds, parse_text_calls=self.parse_text_calls)
+        except CounterplayError:
+            self.tally.failures += 1
+            raise
 
     def _priced(self, usage: Usage) -> Usage:
         return usage if self.price is None else replace(usage, cost_usd=self.price.of(usage))
@@ -250,9 +256,8 @@ class OpenAIPolicy:
     async def _post(self, sender: Sender, body: bytes) -> bytes:
         import httpx2
 
-        before = sender.repeated
         try:
-            response = await sender.post(body)
+            response = await sender.post(body, self._repeating)
         except httpx2.TimeoutException:
             self.tally.failures += 1
             got = f"{self._server} did not answer within {self.timeout_s:g} s, {self.retries + 1} times"
@@ -261,12 +266,13 @@ class OpenAIPolicy:
             self.tally.failures += 1
             got = f"{self._server} can't be reached ({error})"
             raise PolicyError(got, "an OpenAI-compatible server", "Check base_url, and that the server runs.") from None
-        finally:
-            self.tally.retries += sender.repeated - before
         if not response.is_success:
             self.tally.failures += 1
             raise self._refusal(response.status_code, response.text)
         return response.content
+
+    def _repeating(self) -> None:
+        self.tally.retries += 1
 
     def _refusal(self, status: int, text: str) -> CounterplayError:
         got = f"{self._server} answered {status}: {text[:200]!r}"

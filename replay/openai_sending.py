@@ -12,6 +12,7 @@ import email.utils
 import math
 import random
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from counterplay.core.turns import Turns, turns
@@ -40,10 +41,12 @@ class Sender:
         self.headers = http.headers.copy()
         self.headers.update({name: value for name, value in known.items() if isinstance(value, str)})
         self.extensions = {"timeout": httpx2.Timeout(timeout_s).as_dict()}
-        self.repeated = 0
 
-    async def post(self, body: bytes) -> httpx2.Response:
-        """The answer, of whatever status, to the last attempt. Raises httpx2.TransportError where that had none."""
+    async def post(self, body: bytes, repeating: Callable[[], None] = lambda: None) -> httpx2.Response:
+        """The answer, of whatever status, to the last attempt. `repeating` is called before each further attempt.
+
+        Raises httpx2.TransportError where the last attempt had no answer.
+        """
         import httpx2
 
         attempt = 0
@@ -62,7 +65,7 @@ class Sender:
                 taking.pause(asked_s)
             await asyncio.sleep(_backoff_s(attempt) if asked_s is None else asked_s)
             attempt += 1
-            self.repeated += 1
+            repeating()
 
     def _request(self, body: bytes, attempt: int) -> httpx2.Request:
         import httpx2

@@ -7,6 +7,7 @@ import pytest
 from counterplay.core.errors import PolicyError, UserError
 from counterplay.core.nouns import Message, Step, ToolSpec, Trajectory, Usage
 from counterplay.core.protocols import fingerprint_of, first_draw
+from counterplay.core.turns import turns
 from counterplay.replay.openai_answers import Price
 from counterplay.replay.openai_policy import OpenAIPolicy
 from tests.replay.loopback import Loopback, completion
@@ -160,6 +161,36 @@ async def test_tool_calls_written_as_text_are_read(content, finish, names):
     assert [call.name for call in proposal.action.tool_calls] == names
     assert proposal.finish_reason == finish
     assert raw.action.content == content
+
+
+async def test_requests_in_flight_together_count_their_own_retries():
+    with Loopback((500, b"", NOW), default=lambda _: completion("a")) as server:
+        policy = policy_at(server)
+        await asyncio.gather(*(policy.propose(STATE.extend(Step(Message.assistant(str(i)))), 1) for i in range(4)))
+    assert policy.tally.retries == 1
+
+
+async def test_a_turn_ends_with_the_tokens_really_used():
+    ended = []
+
+    class Noted:
+        async def take(self, state, tokens=0):
+            return self
+
+        def end(self, tokens=None):
+            ended.append(tokens)
+
+        def pause(self, seconds):
+            pass
+
+    token = turns.set(Noted())
+    with Loopback(completion("a"), (400, {"error": "no"})) as server:
+        policy = policy_at(server, max_tokens=500)
+        await policy.propose(STATE, 1)
+        with pytest.raises(UserError):
+            await policy.propose(STATE, 1)
+    turns.reset(token)
+    assert ended == [15, None]
 
 
 async def test_the_tally_is_the_server_s_own():

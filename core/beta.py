@@ -1,10 +1,11 @@
-"""P(X > Y) for two Beta variables: how sure one may be that one action's value exceeds its sibling's."""
+"""How sure one may be of a share: P(X > Y) for two Beta variables (does an action's value exceed its sibling's?), Wilson's interval."""
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
 
+_Z95 = 1.959963984540054
 _DROP = 42.0  # exp(-42) = 6e-19: the density's tails beyond it do not count in double precision
 
 
@@ -73,3 +74,11 @@ def _fraction(a: float, b: float, x: float) -> float:
 
 def _nonzero(value: float) -> float:
     return value if abs(value) > 1e-300 else 1e-300
+
+
+def wilson(rate: float, n: float) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a share `rate` of `n` independent trials; `n` may be an effective size."""
+    square = _Z95**2
+    middle, half = rate + square / (2 * n), _Z95 * math.sqrt(rate * (1 - rate) / n + square / (4 * n * n))
+    low, high = (middle - half) / (1 + square / n), (middle + half) / (1 + square / n)
+    return (0.0 if rate == 0 else max(0.0, low)), (1.0 if rate == 1 else min(1.0, high))

@@ -6,9 +6,10 @@ Wrap policy, environment and verifier once; the search itself has no resume code
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections import Counter
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Awaitable, Iterable, MutableMapping, Sequence
 from dataclasses import replace
 from math import isfinite
 from types import NoneType
@@ -16,10 +17,10 @@ from typing import Any, Protocol
 
 import orjson
 
-from counterplay.core.canonical import content_keys, dumps, loads
-from counterplay.core.errors import PolicyError, VerifierError
+from counterplay.core.canonical import content_key, content_keys, dumps, loads
+from counterplay.core.errors import PolicyError, StoreError, UserError, VerifierError
 from counterplay.core.nouns import Grade, Message, Proposal, Score, State, Step, Trajectory, Usage
-from counterplay.core.protocols import Environment, Opinion, Policy, Verifier, fingerprint_of, first_draw
+from counterplay.core.protocols import Batch, Environment, Opinion, Policy, Verifier, calls_at_once, fingerprint_of, first_draw
 from counterplay.core.turns import propose_in_turn
 
 _OPINIONS = (float, int, Score, NoneType)
@@ -97,7 +98,11 @@ class JournaledEnvironment:
 
 
 class JournaledVerifier:
-    """Answers a repeated question from the journal. Errors are not journalled: the next run asks again."""
+    """Answers a repeated question from the journal. Errors are not journalled: the next run asks again.
+
+    Has a `batch` where the verifier has one; it passes on what the journal does not know, each question once. A verifier that compares
+    (`relative`) is answered from the journal where it was asked about the very same trajectories together, and else about all of them.
+    """
 
     def __init__(self, verifier: Verifier, journal: Journal) -> None:
         self.verifier, self.journal = verifier, journal
@@ -106,16 +111,49 @@ class JournaledVerifier:
         self._key = content_keys("verify", self.fingerprint)
 
     async def __call__(self, trajectory: Trajectory, /) -> Score | None:
-        ending = trajectory.steps[-1] if trajectory.steps else None
-        flags = "" if ending is None else f"{ending.terminated}{ending.truncated}{ending.error}{ending.reward}"
-        key = self._key(trajectory.key, flags)
+        key = self._key(*question(trajectory))
         known = self.journal.get(key)
         if known is not None:
-            fields = loads(known)
-            return None if fields is None else Score(**fields)
+            return _score_from(known)
         score = await ask(self.verifier, trajectory, (self.name, self.version))
-        self.journal.put(key, "verify", "null" if score is None else _text(_score_to_json(score), ()))
+        self._keep(key, score)
         return score
+
+    @property
+    def batch(self) -> Batch | None:
+        return None if batch_of(self.verifier) is None else self._batch
+
+    async def _batch(self, trajectories: Sequence[Trajectory]) -> list[Score | VerifierError | None]:
+        questions = [question(trajectory) for trajectory in trajectories]
+        relative = is_relative(self.verifier)
+        company = [content_key(*(part for one in sorted(set(questions)) for part in one))] if relative else []
+        keys = [self._key(*one, *company) for one in questions]
+        answers: dict[str, Score | VerifierError | None] = {}
+        open_: dict[str, Trajectory] = {}
+        for key, trajectory in zip(keys, trajectories, strict=True):
+            known = self.journal.get(key)
+            if known is None:
+                open_[key] = trajectory
+            else:
+                answers[key] = _score_from(known)
+        if relative and open_:
+            open_ = dict(zip(keys, trajectories, strict=True))
+        asked = await ask_all(self.verifier, list(open_.values()), (self.name, self.version))
+        for key, answer in zip(open_, asked, strict=True):
+            answers[key] = answer
+            if not isinstance(answer, VerifierError):
+                self._keep(key, answer)
+        return [answers[key] for key in keys]
+
+    def _keep(self, key: str, score: Score | None) -> None:
+        self.journal.put(key, "verify", "null" if score is None else _text(_score_to_json(score), ()))
+
+
+def question(trajectory: Trajectory) -> tuple[str, str]:
+    """What makes two questions to one verifier the same: equal messages and an equal ending."""
+    ending = trajectory.steps[-1] if trajectory.steps else None
+    flags = "" if ending is None else f"{ending.terminated}{ending.truncated}{ending.error}{ending.reward}"
+    return trajectory.key, flags
 
 
 async def ask(verifier: Verifier, trajectory: Trajectory, identity: tuple[str, str] | None = None) -> Score | None:
@@ -132,10 +170,111 @@ async def ask(verifier: Verifier, trajectory: Trajectory, identity: tuple[str, s
         value: Opinion = await opinion if inspect.isawaitable(opinion) else opinion
         return as_score(value, name, version)
     except Exception as error:
-        got = f"verifier {name} failed on a trajectory of {len(trajectory)} steps: {type(error).__name__}: {error}"
-        raise VerifierError(
-            got, "a Score, a number in [0, 1] or None", "Try it alone with: counterplay verifiers check NAME --store STORE"
-        ) from error
+        raise _failed(name, trajectory, error) from error
+
+
+async def ask_all(
+    verifier: Verifier, trajectories: Sequence[Trajectory], identity: tuple[str, str] | None = None
+) -> list[Score | VerifierError | None]:
+    """`ask` about many trajectories at once: what it gives for each, in order, and the VerifierError it would raise as data.
+
+    One call of the verifier's `batch` where it has one, else its calls, at most `calls_at_once` of them in flight. A batch that raises
+    is asked again one by one, so that one bad trajectory costs the others nothing; one that gives another number of opinions than it
+    was asked for is an error on all.
+    """
+    identity = identity or verifier_identity(verifier)
+    batch = batch_of(verifier)
+    if batch is None or not trajectories:
+        return await _one_by_one(verifier, trajectories, identity)
+    name = identity[0]
+    try:
+        given = batch(trajectories)
+        answers: list[Any] = list(await given if inspect.isawaitable(given) else given)
+        if len(answers) != len(trajectories):
+            msg = f"its batch gave {len(answers)} opinions on {len(trajectories)} trajectories"
+            raise UserError(msg, "one opinion a trajectory, in order")  # noqa: TRY301
+    except (StoreError, UserError) as error:
+        return [_failed(name, trajectory, error) for trajectory in trajectories]
+    except Exception:  # noqa: BLE001  which of them it failed on shows one by one
+        return await _one_by_one(verifier, trajectories, identity)
+    return [_read(answer, trajectory, identity) for answer, trajectory in zip(answers, trajectories, strict=True)]
+
+
+def batch_of(verifier: object) -> Batch | None:
+    """The verifier's way to be asked about many trajectories at once; None where it has none."""
+    batch: Batch | None = getattr(verifier, "batch", None)
+    return batch
+
+
+def is_relative(verifier: object) -> bool:
+    """Whether the verifier's opinion on one trajectory depends on which others it is asked about with it."""
+    return bool(getattr(verifier, "relative", False))
+
+
+async def _one_by_one(
+    verifier: Verifier, trajectories: Sequence[Trajectory], identity: tuple[str, str]
+) -> list[Score | VerifierError | None]:
+    """Ask about each. No task is made before the first question that has to wait."""
+    answers: list[Score | VerifierError | None] = [None] * len(trajectories)
+    todo = iter(range(len(trajectories)))
+
+    async def work() -> None:
+        for i in todo:
+            answer = _called(verifier, trajectories[i], identity)
+            answers[i] = await _awaited(answer, trajectories[i], identity) if isinstance(answer, Awaitable) else answer
+
+    for i in todo:
+        answer = _called(verifier, trajectories[i], identity)
+        if isinstance(answer, Awaitable):
+            others = min(calls_at_once.get(), len(trajectories) - i) - 1
+            tasks = [asyncio.create_task(work()) for _ in range(others)]
+            try:
+                answers[i] = await _awaited(answer, trajectories[i], identity)
+                await work()
+                await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+        else:
+            answers[i] = answer
+    return answers
+
+
+def _called(verifier: Verifier, trajectory: Trajectory, identity: tuple[str, str]) -> Score | VerifierError | Awaitable[Opinion] | None:
+    try:
+        opinion = verifier(trajectory)
+    except Exception as error:  # noqa: BLE001  a failed question is data
+        return _failed(identity[0], trajectory, error)
+    if not isinstance(opinion, _OPINIONS) and inspect.isawaitable(opinion):
+        return opinion
+    return _read(opinion, trajectory, identity)
+
+
+async def _awaited(opinion: Awaitable[Opinion], trajectory: Trajectory, identity: tuple[str, str]) -> Score | VerifierError | None:
+    try:
+        return _read(await opinion, trajectory, identity)
+    except Exception as error:  # noqa: BLE001  a failed question is data
+        return _failed(identity[0], trajectory, error)
+
+
+def _read(answer: Any, trajectory: Trajectory, identity: tuple[str, str]) -> Score | VerifierError | None:
+    if isinstance(answer, Exception):
+        return _failed(identity[0], trajectory, answer)
+    try:
+        return as_score(answer, *identity)
+    except (TypeError, ValueError) as error:
+        return _failed(identity[0], trajectory, error)
+
+
+def _failed(name: str, trajectory: Trajectory, error: Exception) -> VerifierError:
+    """The error of one question. One that is a VerifierError already, from a part within, is its cause."""
+    failed = VerifierError(
+        f"verifier {name} failed on a trajectory of {len(trajectory)} steps: {type(error).__name__}: {error}",
+        "a Score, a number in [0, 1] or None",
+        "Try it alone with: counterplay verifiers check NAME --store STORE",
+    )
+    failed.__cause__ = error
+    return failed
 
 
 def as_score(value: Any, name: str, version: str) -> Score | None:
@@ -208,6 +347,11 @@ def _text(value: Any, numbers: Iterable[float | None]) -> str:
 
 def _score_to_json(score: Score) -> dict[str, Any]:
     return {"value": score.value, "reason": score.reason, "verifier": score.verifier, "version": score.version}
+
+
+def _score_from(text: str) -> Score | None:
+    fields = loads(text)
+    return None if fields is None else Score(**fields)
 
 
 def _proposal_to_json(proposal: Proposal) -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 Optional attributes that the toolkit reads where they are present, on any of them:
 `fingerprint: str` (policy, environment) identifies configuration, so that recorded answers are reused only where they apply;
-`name: str` and `version: str` (verifier) travel with every score.
+`name: str` and `version: str` (verifier) travel with every score;
+`batch` (verifier) is `Batch`: many trajectories asked about at once, for models that score them in one forward pass. It is used wherever
+several questions are open together; None in its place means the same as none. Trajectories that share a prefix share `prefix_keys`;
+`relative: bool` (verifier) says that its batch compares what is in it, so that the answers hold for that batch alone.
 """
 
 from __future__ import annotations
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
 first_draw: ContextVar[int] = ContextVar("first_draw", default=0)
 """How many proposals this search has already drawn from the state a policy is being asked about. A policy that derives
 its random seed from (its own seed, state key, first_draw + i) samples the same at any concurrency and after any restart."""
+
+calls_at_once: ContextVar[int] = ContextVar("calls_at_once", default=64)
+"""How many calls of one verifier may be in flight where it is asked about many trajectories one by one (`journal.ask_all`)."""
 
 
 @runtime_checkable
@@ -35,6 +41,9 @@ class Environment(Protocol):
 
 
 Opinion: TypeAlias = "Score | float | None"
+Batch: TypeAlias = "Callable[[Sequence[Trajectory]], Sequence[Opinion | Exception] | Awaitable[Sequence[Opinion | Exception]]]"
+"""Opinions in the order of the trajectories, as many as there are; an exception stands for one that failed. Equal to asking one by one,
+but for a `relative` verifier."""
 
 
 class Verifier(Protocol):

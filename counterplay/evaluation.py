@@ -15,6 +15,7 @@ from counterplay.core.loading import resolve
 from counterplay.core.nouns import Trajectory
 from counterplay.core.protocols import Policy
 from counterplay.parts import WorldOf, closing, make_world, world_factory
+from counterplay.plan import Pace
 
 if TYPE_CHECKING:
     from counterplay.finetune.evaluate import EvaluationReport
@@ -122,22 +123,27 @@ async def evaluate(
     max_steps: int = 100,
     concurrency: int = 512,
     against: Sequence[str] | None = None,
+    pace: Pace | None = None,
     on_task: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Play `tasks` with every policy (specs by name) and compare each with the earlier ones named in `against`.
 
-    None compares with the first and with the one before it. Tasks on which a policy or a world failed are left out for all, because
-    a failure of the machinery says nothing about an agent. Raises PolicyError where that is more than one task in twenty.
+    None compares with the first and with the one before it. `pace` limits what the server of each policy is asked. Tasks on which a
+    policy or a world failed are left out for all, because a failure of the machinery says nothing about an agent. Raises PolicyError
+    where that is more than one task in twenty.
     """
     from counterplay.finetune.evaluate import Results
     from counterplay.finetune.evaluate import evaluate as compare_all
     from counterplay.replay.policies import policy_from_spec
 
-    factory, results, unplayed = world_factory(environment), [], dict[str, str]()
+    factory, results, unplayed, pace = world_factory(environment), [], dict[str, str](), pace or Pace()
     for name, spec in policies.items():
-        made = policy_from_spec(spec, base_url=base_url, temperature=temperature, seed=seed, max_tokens=max_tokens)
+        made = policy_from_spec(
+            spec, base_url=base_url, temperature=temperature, seed=seed, max_tokens=max_tokens, concurrency=pace.requests
+        )
         async with closing(made) as policy:
-            played = await play_tasks(policy, factory, tasks, max_steps=max_steps, concurrency=concurrency, on_task=on_task)
+            with pace.kept(local=spec.startswith("transformers:")):
+                played = await play_tasks(policy, factory, tasks, max_steps=max_steps, concurrency=concurrency, on_task=on_task)
         unplayed |= {task: error for task, error in played.errors(tasks).items() if task not in unplayed}
         steps = {task: float(len(trajectory)) for task, trajectory in zip(tasks, played.trajectories, strict=True)}
         results.append(Results(name, played.outcomes(tasks), steps))

@@ -12,7 +12,7 @@ from counterplay.core.nouns import Grade, Trace
 from counterplay.loop import select
 
 if TYPE_CHECKING:
-    from counterplay.core.store import Store
+    from counterplay.core.store import SearchRow, Store
     from counterplay.finetune.card import DatasetReport
     from counterplay.finetune.rows import SourcedTree
     from counterplay.finetune.train import TrainReport
@@ -44,7 +44,7 @@ def export_sft(
     if source != "searched":
         rows += logged_rows(traces, min_reward=min_score, min_grade=grade)
     ids = {trace.id for trace in traces}
-    if source == "searched" or (source == "both" and any(row.trace in ids for row in store.searches())):
+    if source == "searched" or (source == "both" and any(row.trace in ids for row in _finished(store))):
         rows += sft_rows(trees(store, traces, algorithms), min_score=min_score, min_grade=grade)
     return write_dataset(rows, out, tokenizer=_tokenizer(tokenizer), max_length=max_length, split=_split(held_out), seed=seed)
 
@@ -77,15 +77,20 @@ def export_dpo(
 
 
 def trees(store: Store, traces: Sequence[Trace], algorithms: Sequence[str] | None = None) -> list[SourcedTree]:
-    """Every stored search of `traces`, with the logged traces it grew from; only those of `algorithms` where given."""
+    """Every finished search of `traces` in the store, with the logged traces it grew from; only those of `algorithms` where given."""
     from counterplay.finetune.rows import SourcedTree
 
     by_id = {trace.id: trace for trace in traces}
-    rows = [row for row in store.searches() if (not algorithms or row.algorithm in algorithms) and row.trace in by_id]
+    rows = [row for row in _finished(store) if (not algorithms or row.algorithm in algorithms) and row.trace in by_id]
     if not rows:
         wanted = f"one by {', '.join(algorithms)}" if algorithms else "at least one"
         raise UserError(f"got no search of these traces in {store.path}", wanted, "Search first: counterplay search.")
     return [SourcedTree.of(store.search(row.id), [by_id[row.trace]]) for row in rows if row.trace is not None]
+
+
+def _finished(store: Store) -> list[SearchRow]:
+    """The searches that have ended: what is still under way, or was killed, is no evidence yet."""
+    return [row for row in store.searches() if row.stopped]
 
 
 def train(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from counterplay.core.store import Store
     from counterplay.core.store.rows import IngestReport
     from counterplay.parts import Asked
+    from counterplay.plan import Pace
     from counterplay.reading import Door
 
 Item = Trace | Rejected
@@ -252,12 +253,24 @@ class Localised:
 
 
 async def localise(
-    store: Store, traces: Sequence[Trace], asked: Asked, *, method: str = "drop", budget: str = "", on_trace: Callable[[], None] = _nothing
+    store: Store,
+    traces: Sequence[Trace],
+    asked: Asked,
+    *,
+    method: str = "drop",
+    budget: str = "",
+    pace: Pace | None = None,
+    on_trace: Callable[[], None] = _nothing,
 ) -> Localised:
-    """The pivotal step of each trace: `drop` asks a process verifier about every prefix, `bisect` plays on from prefixes."""
+    """The pivotal step of each trace: `drop` asks a process verifier about every prefix, `bisect` plays on from prefixes.
+
+    What `bisect` asks a model is limited by `pace`, over all traces together. It reads the other logged runs of the task by the same agent
+    first, so that lines which are in the log cost nothing.
+    """
     from counterplay.core.journal import JournaledEnvironment, JournaledPolicy, JournaledVerifier
+    from counterplay.forking import siblings_of
     from counterplay.parts import closing
-    from counterplay.plan import Plan
+    from counterplay.plan import Pace, Plan
     from counterplay.search.localise import first_drop
     from counterplay.search.localise import localise as bisect
 
@@ -272,8 +285,10 @@ async def localise(
     if asked.price is None and asked.policy.startswith(("openai:", "transformers:")) and Plan(budget=budget).limits("usd"):
         raise UserError("got a limit in usd for a policy whose price is not known", "a limit in model_calls or tokens")
     verifier = asked.make_verifier()
+    pace, others_of = pace or Pace(), siblings_of(store)
     playing = method == "bisect" and bool(traces)
-    policy, environment_of = (asked.make_policy(traces), asked.make_environment(traces)) if playing else (None, None)
+    policy = asked.make_policy(traces, concurrency=pace.requests) if playing else None
+    environment_of = asked.make_environment(traces) if playing else None
     share = Plan(budget=budget).share(len(traces))
 
     gate, errors = asyncio.Semaphore(_AT_ONCE), list[CounterplayError]()
@@ -299,14 +314,17 @@ async def localise(
                 JournaledEnvironment(environment_of(trace), journal),
                 JournaledVerifier(verifier, journal),
             )
-            found = await bisect(trace.trajectory, *parts, share(), max_steps=asked.max_steps, seed=asked.seed)
+            siblings = [other.trajectory for other in others_of(trace)]
+            found = await bisect(trace.trajectory, *parts, share(), siblings=siblings, max_steps=asked.max_steps, seed=asked.seed)
         on_trace()
         action = "" if found.step is None else trace.trajectory.steps[found.step].action.signature
         mass = None if found.step is None else found.posterior[found.step]
         return Pivot(trace.id, trace.task, found.step, mass, action, found.reason)
 
     async with closing(policy) if policy is not None else nullcontext():
-        pivots = tuple(await asyncio.gather(*(bounded(trace) for trace in traces if trace.trajectory.steps)))
+        with pace.kept(local=asked.local):
+            started = [asyncio.create_task(bounded(trace)) for trace in traces if trace.trajectory.steps]
+        pivots = tuple(await asyncio.gather(*started))
     if errors and len(errors) == len(pivots):
         raise errors[0]
     return Localised(len(traces), sum(pivot.step is not None for pivot in pivots), pivots)

@@ -42,8 +42,16 @@ class Asked:
     simulator: str = ""
     comparable: Callable[[str], str] | None = None
 
-    def make_policy(self, traces: Sequence[Trace] = ()) -> Policy:
-        """The policy; `logged` proposes what `traces` did. Raises UserError where none was named."""
+    @property
+    def local(self) -> bool:
+        """Whether the policy is a model in this process, which makes batches of what it is asked."""
+        return self.policy.startswith("transformers:")
+
+    def make_policy(self, traces: Sequence[Trace] = (), *, concurrency: int = 16) -> Policy:
+        """The policy; `logged` proposes what `traces` did, a server gets at most `concurrency` requests at once.
+
+        Raises UserError where none was named.
+        """
         from counterplay.replay.openai_answers import Price
         from counterplay.replay.policies import policy_from_spec
 
@@ -55,6 +63,7 @@ class Asked:
             temperature=self.temperature,
             max_tokens=self.max_tokens,
             seed=self.seed,
+            concurrency=concurrency,
             trajectories=[trace.trajectory for trace in traces],
             price=None if self.price is None else Price(*self.price),
             extra_body=self.extra_body,

@@ -7,7 +7,6 @@ again; one that was cut off is, and finds its own calls answered in the journal.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,26 +18,28 @@ from counterplay.choosing import JournaledLines, fit, opened, weighs_prefixes
 from counterplay.core.canonical import canonical, content_key
 from counterplay.core.errors import CounterplayError, StoreError, UserError
 from counterplay.core.journal import Journal, JournaledEnvironment, JournaledPolicy, JournaledVerifier
-from counterplay.core.nouns import State, Trace
+from counterplay.core.nouns import Trace
 from counterplay.core.protocols import fingerprint_of
 from counterplay.core.records import SearchRecord
+from counterplay.dividing import divide
+from counterplay.forking import READING, Parts, Start, identity_of, siblings_of, start_at, whole
+from counterplay.growing import Shelf
 from counterplay.parts import closing
 from counterplay.plan import Plan
 from counterplay.replay.capabilities import Capabilities, capabilities
-from counterplay.replay.fork import fork
 from counterplay.replay.live import LiveEnvironment
-from counterplay.search.localise import first_drop
 from counterplay.search.registry import LOGGED, find, options
 from counterplay.search.stitch import stitch
+from counterplay.search.stopping import stopping
 from counterplay.search.tree import SearchTree
 from counterplay.version import __version__
 
 if TYPE_CHECKING:
+    from counterplay.core.budget import Budget
     from counterplay.core.protocols import Environment
     from counterplay.core.store import Store
     from counterplay.parts import Asked
 
-_FLUSH_S = 5.0
 _CLOCK = "seconds"
 
 
@@ -78,35 +79,32 @@ class Done:
 
 
 class Searching:
-    """The parts of one search, made once, and the trees that are done but not yet written."""
+    """The parts of one search, made once."""
 
     def __init__(self, store: Store, traces: Sequence[Trace], asked: Asked, plan: Plan, on_trace: Callable[[], None]) -> None:
         check_price(asked, plan)
-        if plan.algorithm in LOGGED and plan.fork != "pivot":
-            do = "Choose the steps with --option, e.g. pivots=3,7 for fork_best_of_n."
-            raise UserError(f"got --fork {plan.fork} for {plan.algorithm}, which forks a whole run itself", "no --fork", do)
-        affordable = plan.affordable(len(traces))
         self.store, self.asked, self.plan, self.on_trace = store, asked, plan, on_trace
-        self.all, self.traces = traces, traces[:affordable]
-        self.skipped = {trace.id: "the budget was spent on the traces before it" for trace in traces[affordable:]}
-        self.policy, self.verifier = asked.make_policy(traces), asked.make_verifier()
+        division = divide(store, traces, plan)
+        self.budgets, self.skipped = division.budgets, dict(division.skipped)
+        self.all, self.traces = traces, [trace for trace in traces if trace.id in division.budgets]
+        self.policy, self.verifier = asked.make_policy(traces, concurrency=plan.pace.requests), asked.make_verifier()
         self.environment_of = asked.make_environment(traces)
-        self.share = plan.share(len(self.traces))
+        self.siblings_of = siblings_of(store)
         self.held = {row.id: row for row in store.searches()}
-        self._unwritten: list[SearchRecord] = []
+        self.shelf = Shelf(store)
         self._errors: list[CounterplayError] = []
-        self._written_s = time.monotonic()
 
     async def run(self) -> Searched:
         gate = asyncio.Semaphore(self.plan.concurrency)
-        started = [asyncio.create_task(self._gated(gate, trace)) for trace in self.traces]
+        with self.plan.pace.kept(local=self.asked.local):
+            started = [asyncio.create_task(self._gated(gate, trace)) for trace in self.traces]
         async with closing(self.policy):
             try:
                 done = [result for result in await asyncio.gather(*started) if result is not None]
             finally:
                 for task in started:
                     task.cancel()
-                self._write(force=True)
+                self.shelf.write()
         if self._errors and not done:
             raise self._errors[0]
         return summary(
@@ -138,31 +136,43 @@ class Searching:
             return await self._searched(trace, environment)
 
     async def _searched(self, trace: Trace, environment: Environment) -> Done:
+        if not trace.trajectory.steps:
+            raise UserError(f"trace {trace.id} has no steps", "a trace with at least one model call")
         found, journal = capabilities(environment), self._journal(trace)
         plan, why = await self._fitted(trace, found)
-        state, budget, options = await self._start(trace, plan), self.share(), self._options(plan)
-        config = {**options, "fork": plan.fork, "budget": asdict(budget.limits), "code": __version__}
-        parts = [fingerprint_of(part) for part in (self.policy, environment, self.verifier)]
-        search_id = content_key("search", plan.algorithm, trace.id, state.key, canonical(config), *parts)
-        held = self.held.get(search_id)
-        if held is not None and _CLOCK not in held.stopped:
-            record = self.store.search(search_id)
-            if not record.config.get("failures"):
-                return Done(record, held=True)
         asked = JournaledPolicy(self.policy, journal)
-        policy, played = TalliedPolicy(asked), (JournaledEnvironment if found.forks else JournaledLines)(environment, journal)
-        run = partial(find(plan.algorithm), **options)
-        tree: SearchTree = await run(state, policy, played, JournaledVerifier(self.verifier, journal), budget)
-        usage = usage_config(tree, policy.by_state)
-        names = dict(zip(("policy", "environment", "verifier"), parts, strict=True))
+        played = (JournaledEnvironment if found.forks else JournaledLines)(environment, journal)
+        parts, budget = Parts(TalliedPolicy(asked), played, JournaledVerifier(self.verifier, journal)), self.budgets[trace.id]()
+        siblings = self.siblings_of(trace) if plan.localisation in READING else ()
+        start, options = await self._start(trace, plan, parts, budget, siblings), self._options(plan)
+        fingerprints = [fingerprint_of(part) for part in (self.policy, environment, self.verifier)]
+        config = self._config(plan, options, budget, siblings)
+        search_id = content_key("search", plan.algorithm, trace.id, start.state.key, canonical(config), *fingerprints)
+        record = self._complete(search_id)
+        if record is not None:
+            return Done(record, asked.live_calls, held=True)
         made_of = environment.made_of.to_record() if isinstance(environment, LiveEnvironment) else None
-        told = {"chosen": why, "made_of": made_of, "usage": usage}
-        tree.config = {**tree.config, **config, **names, **{name: value for name, value in told.items() if value}}
-        fork_step = len(state) if plan.algorithm not in LOGGED else 0
-        record = tree.to_record(search_id, trace=trace.id, task=trace.task, fork_step=fork_step)
-        self._unwritten.append(record)
-        self._write()
+        told = {"chosen": why, "begun": start.why, "made_of": made_of}
+        config |= dict(zip(("policy", "environment", "verifier"), fingerprints, strict=True))
+        config |= {name: value for name, value in told.items() if value}
+        belongs = {"trace": trace.id, "task": trace.task, "fork_step": 0 if plan.algorithm in LOGGED else len(start.state)}
+        given = {"siblings": [other.trajectory for other in siblings]} if siblings and plan.algorithm in LOGGED else {}
+        run = partial(find(plan.algorithm), **options, **given, on_wave=self.shelf.watch(search_id, config, **belongs))
+        with stopping(plan.condition):
+            tree = await run(start.state, parts.policy, parts.environment, parts.verifier, budget)
+        tree.used = start.used + tree.used
+        tree.config = {**tree.config, **config, "usage": usage_config(tree, parts.policy.by_state)}
+        record = tree.to_record(search_id, **belongs)
+        self.shelf.put(record)
         return Done(record, asked.live_calls)
+
+    def _complete(self, search_id: str) -> SearchRecord | None:
+        """The tree of this search, where it is in the store and was neither cut off nor hurt."""
+        held = self.held.get(search_id)
+        if held is None or not held.stopped or _CLOCK in held.stopped:
+            return None
+        record = self.store.search(search_id)
+        return None if record.config.get("failures") else record
 
     async def _fitted(self, trace: Trace, found: Capabilities) -> tuple[Plan, str]:
         """The plan as far as the environment allows it, and why it is another than was asked for."""
@@ -171,25 +181,12 @@ class Searching:
         process = not found.forks and await weighs_prefixes(JournaledVerifier(self.verifier, self._journal(trace)), trace.trajectory)
         return fit(self.plan, found, named=self.plan.named, forked=self.plan.forked, process=process)
 
-    async def _start(self, trace: Trace, plan: Plan) -> State:
+    async def _start(self, trace: Trace, plan: Plan, parts: Parts, budget: Budget, siblings: Sequence[Trace]) -> Start:
         """The state to search from: the whole log for searches that fork it themselves, else the state at the fork."""
-        if not trace.trajectory.steps:
-            raise UserError(f"trace {trace.id} has no steps", "a trace with at least one model call")
         if plan.algorithm in LOGGED:
-            if trace.completeness.inputs not in ("full", "stitched"):
-                raise UserError(
-                    f"the prompts of trace {trace.id} were logged as '{trace.completeness.inputs}'", "prompts that are known whole"
-                )
-            return trace.trajectory
-        if plan.fork == "start":
-            return fork(trace, 0)
-        if plan.fork == "pivot":
-            verifier = JournaledVerifier(self.verifier, self._journal(trace))
-            return fork(trace, (await first_drop(trace.trajectory, verifier)).step or 0)
-        try:
-            return fork(trace, int(plan.fork))
-        except ValueError:
-            raise UserError(f"got --fork {plan.fork!r}", "start, pivot, or a step number") from None
+            return Start(whole(trace))
+        asked = self.asked
+        return await start_at(trace, plan.fork, parts, budget, siblings=siblings, seed=asked.seed, max_steps=asked.max_steps)
 
     def _journal(self, trace: Trace) -> Journal:
         """One journal a trace: entries are keyed by what was asked, so a larger budget or another algorithm pays for nothing twice."""
@@ -200,16 +197,18 @@ class Searching:
         given.setdefault("seed", self.asked.seed)
         if self.asked.max_steps is not None:
             given.setdefault("max_steps", self.asked.max_steps)
+        if plan.algorithm in LOGGED and plan.fork != Plan.fork:
+            given["localisation"] = plan.fork
         return {name: value for name, value in given.items() if name in known}
 
-    def _write(self, *, force: bool = False) -> None:
-        """Write finished trees, a few seconds' worth at a time: what a kill loses is replayed from the journal."""
-        if not force and time.monotonic() - self._written_s < _FLUSH_S:
-            return
-        while self._unwritten:
-            self.store.put_search(self._unwritten[0])
-            self._unwritten.pop(0)
-        self._written_s = time.monotonic()
+    def _config(self, plan: Plan, options: Mapping[str, Any], budget: Budget, siblings: Sequence[Trace]) -> dict[str, Any]:
+        """What decides a tree besides its parts and its root."""
+        config = {**options, "fork": plan.fork, "budget": asdict(budget.limits), "code": __version__}
+        if plan.stop_when:
+            config["stop_when"] = asdict(plan.condition)
+        if siblings:
+            config["siblings"] = identity_of(siblings)
+        return config
 
 
 def summary(

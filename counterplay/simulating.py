@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from counterplay import console
+from counterplay.core.beta import wilson
 from counterplay.core.effects import Effect
 from counterplay.core.errors import UserError
 from counterplay.core.nouns import Trace, parse_json_object
-from counterplay.finetune.evaluate import Interval, wilson
+from counterplay.finetune.evaluate import Interval
 from counterplay.replay.holdout import Agreement, Trial, holdout
 from counterplay.replay.simulators import simulation_from_spec
 

@@ -1,5 +1,5 @@
-"""Conformance checks for the tests of parts that others write: `check_connector` for log formats, `check_world` for worlds,
-`check_environment` for any environment.
+"""Conformance checks for the tests of parts that others write: `check_connector` for log formats, `check_verifier` for verifiers,
+`check_world` for worlds, `check_environment` for any environment.
 
 Names are imported on first use; each check is described where it is defined.
 """
@@ -13,14 +13,16 @@ _HOME_OF = {
     "check_connector": "connectors.testing",
     "check_environment": "replay.testing",
     "check_item": "connectors.testing",
+    "check_verifier": "verifiers.testing",
     "check_world": "replay.testing",
 }
 
-__all__ = ["check_connector", "check_environment", "check_item", "check_world"]
+__all__ = ["check_connector", "check_environment", "check_item", "check_verifier", "check_world"]
 
 if TYPE_CHECKING:
     from counterplay.connectors.testing import check_connector, check_item
     from counterplay.replay.testing import check_environment, check_world
+    from counterplay.verifiers.testing import check_verifier
 
 
 def __getattr__(name: str) -> Any:

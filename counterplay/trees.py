@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from counterplay.core.store import Store
 
 FORMATS = ("text", "dot", "json")
+_RUNNING = "not finished"
 
 
 def find(store: Store, search_id: str) -> SearchRecord:
@@ -61,5 +62,5 @@ def listed(store: Store) -> Any:
     rows = store.searches()
     if not rows:
         raise UserError("got a store without searches", "at least one", "Make one: counterplay search --help")
-    shown = [(row.id, row.algorithm, row.task or row.trace or "", row.nodes, row.finished, row.stopped) for row in rows]
+    shown = [(row.id, row.algorithm, row.task or row.trace or "", row.nodes, row.finished, row.stopped or _RUNNING) for row in rows]
     return console.table(f"{len(rows):,} searches", ["search", "algorithm", "task or trace", "nodes", "ends", "stopped"], shown)

@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from counterplay.core.beta import wilson
 from counterplay.core.errors import UserError
 
 Verdict: TypeAlias = Literal["better", "worse", "no evidence of lift"]
 Interval: TypeAlias = tuple[float, float]
 
 RESAMPLES = 10_000
-_Z95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -174,14 +174,6 @@ def _checked(results: Results, task: str) -> tuple[float, ...]:
     if not outcomes or not all(0.0 <= outcome <= 1.0 for outcome in outcomes):
         raise UserError(f"{results.name} has outcomes {list(outcomes)} for task {task}", "at least one number in [0, 1]")
     return outcomes
-
-
-def wilson(rate: float, n: int) -> Interval:
-    """Wilson's 95 % score interval of a share `rate` out of `n` independent trials."""
-    square = _Z95**2
-    middle, half = rate + square / (2 * n), _Z95 * math.sqrt(rate * (1 - rate) / n + square / (4 * n * n))
-    low, high = (middle - half) / (1 + square / n), (middle + half) / (1 + square / n)
-    return (0.0 if rate == 0 else max(0.0, low)), (1.0 if rate == 1 else min(1.0, high))
 
 
 def bootstrap(values: Any, *, seed: int = 0, resamples: int = RESAMPLES) -> Interval:

@@ -62,18 +62,18 @@ async def evaluate(engine: Engine, children: Sequence[Node]) -> None:
 
 
 def select(children: Sequence[Node], width: int, aggregation: str) -> list[Node]:
-    """The best `width` children, best first. Ties: the likelier, then the earlier.
+    """The best `width` children, best first. Ties: the likelier, then the earlier. A branch that failed is never kept."""
+    valued = sorted(values(children, aggregation), key=lambda found: (found[1], found[0].prior, -found[0].index), reverse=True)
+    return [node for node, _ in valued[:width]]
 
-    A child on whose path nothing is scored ranks as the mean of the others: no opinion is not a bad opinion. A branch that
-    failed is never kept.
+
+def values(children: Sequence[Node], aggregation: str) -> list[tuple[Node, float]]:
+    """The aggregated score along the path of each child that did not fail, in order.
+
+    A child on whose path nothing is scored counts as the mean of the others: no opinion is not a bad opinion.
     """
     alive = [node for node in children if node.step is None or node.step.error is None]
-    values = {node.index: aggregate([n.score.value if n.score else None for n in node.path()], aggregation) for node in alive}
-    known = [value for value in values.values() if value is not None]
+    scores = [aggregate([n.score.value if n.score else None for n in node.path()], aggregation) for node in alive]
+    known = [score for score in scores if score is not None]
     middle = sum(known) / len(known) if known else 0.0
-
-    def rank(node: Node) -> tuple[float, float, int]:
-        value = values[node.index]
-        return (middle if value is None else value, node.prior, -node.index)
-
-    return sorted(alive, key=rank, reverse=True)[:width]
+    return [(node, middle if score is None else score) for node, score in zip(alive, scores, strict=True)]

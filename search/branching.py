@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-from counterplay.core.errors import UserError
+from counterplay.core.budget import KINDS
+from counterplay.core.errors import BudgetExceeded, UserError
 from counterplay.core.nouns import Proposal, Trajectory
 from counterplay.core.tool_errors import is_error
 from counterplay.search.archive import abstraction
@@ -117,19 +119,41 @@ async def choose(
     """The forks of one strategy, for which the engine asks what it has to know under its budget.
 
     `pivot` plays lines (`localise`), `value_drop` asks the verifier about every prefix, `entropy` samples `draws` actions before every
-    step, `rare_state` reads `others`. Empty where nothing was found. Raises UserError on an unknown strategy.
+    step, `rare_state` reads `others`. What they play and draw takes at most half of what is left of the budget, so that there is something
+    to branch with. Empty where nothing was found. Raises UserError on an unknown strategy.
     """
     trajectory = path.end.state
     if strategy == "pivot":
-        return pivot(trajectory, await bisect(engine, path, Bisection(seed=seed), siblings=others))
+        with _half_kept(engine):
+            found = await bisect(engine, path, Bisection(seed=seed), siblings=others)
+        return pivot(trajectory, found)
     if strategy == "value_drop":
         await engine.score([node for node in path.nodes if node.score is None])
         return value_drop(trajectory, [None if node.score is None else node.score.value for node in path.nodes])
     if strategy == "entropy":
-        answers = await engine.propose([(node, draws) for node in path.nodes[:-1]])
+        with _half_kept(engine):
+            answers = await engine.propose([(node, draws) for node in path.nodes[:-1]])
         return entropy(trajectory, dict(enumerate(answers)))
     if strategy == "rare_state":
         return rare_state(trajectory, others)
     if strategy not in get_args(Strategy):
         raise UserError(f"got strategy {strategy!r}", f"one of {', '.join(get_args(Strategy))}")
     return tool_error(trajectory) if strategy == "tool_error" else every(trajectory)
+
+
+@contextmanager
+def _half_kept(engine: Engine) -> Iterator[None]:
+    """Inside, half of what is left of every limit but time can't be used; that it ran out there ends nothing outside."""
+    budget, exhausted = engine.budget, engine.exhausted
+    left = {kind: budget.left(kind) for kind in KINDS if kind != "seconds"}
+    half = {kind: amount / 2 if kind == "usd" else float(math.ceil(amount / 2)) for kind, amount in left.items() if amount < math.inf}
+    try:
+        kept = budget.reserve(**half)
+    except BudgetExceeded:  # the time is over: nothing can be asked
+        yield
+        return
+    try:
+        yield
+    finally:
+        kept.settle(None, **dict.fromkeys(half, 0.0))
+        engine.exhausted = exhausted

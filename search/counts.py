@@ -43,6 +43,11 @@ OPINIONS = frozenset(
 """The searches whose N and W may hold opinions on unfinished states, or one end several times."""
 
 
+def mean(visits: int, value_sum: float) -> float:
+    """The mean of Beta(1 + W, 1 + N - W)."""
+    return (1 + value_sum) / (2 + visits)
+
+
 def lines(tree: SearchTree) -> Mapping[int, tuple[int, float]]:
     """N and W of every node, by its index, as counts of played lines.
 

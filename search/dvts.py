@@ -6,15 +6,17 @@ spends all of its width on it; here the budget is split into independent sub-tre
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from counterplay.core.budget import Budget
 from counterplay.core.errors import UserError
 from counterplay.core.nouns import State
 from counterplay.core.protocols import Environment, Policy, Verifier
 from counterplay.search.aggregate import aggregate
-from counterplay.search.beam import evaluate, select
+from counterplay.search.beam import evaluate, values
 from counterplay.search.engine import Engine, OnWave
 from counterplay.search.rollout import advance
-from counterplay.search.tree import SearchTree
+from counterplay.search.tree import Node, SearchTree
 
 
 async def dvts(
@@ -35,7 +37,8 @@ async def dvts(
     """`num_subtrees` lines; each step of a line draws `num_actions` and goes on with the best of its own: argmax_a s(a), no pruning across.
 
     The paper's n beams are num_subtrees x num_actions. Lines that draw the same action in the same state share its node, and may part
-    again. A line ends with its episode; every scored child is one evaluation: N += 1, W += score up to the root.
+    again: of draws that score alike a line takes its own first, so that what the verifier can't tell apart the policy decides, for each
+    line anew. A line ends with its episode; every scored child is one evaluation: N += 1, W += score up to the root.
     """
     if num_subtrees < 1 or num_actions < 1:
         raise UserError(f"got {num_subtrees=}, {num_actions=}", "at least 1 of each")
@@ -48,7 +51,12 @@ async def dvts(
         before = len(tree.nodes)
         drawn = await advance(engine, tree, [(node, num_actions) for node in lines])
         await evaluate(engine, tree.nodes[before:])
-        kept = [best for children in drawn for best in select(list(dict.fromkeys(children)), 1, aggregation)]
+        kept = [best for children in drawn if (best := first_best(children, aggregation)) is not None]
         lines = [node for node in kept if not node.finished]
         engine.after_wave(tree)
     return engine.finish(tree, "every line ended")
+
+
+def first_best(drawn: Sequence[Node], aggregation: str) -> Node | None:
+    """argmax_a s(a), the first drawn of equals; None where every draw failed."""
+    return max(values(drawn, aggregation), key=lambda found: found[1], default=(None, 0.0))[0]

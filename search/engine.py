@@ -15,9 +15,9 @@ from typing import Any
 
 from counterplay.core.budget import Amounts, Budget, Reservation
 from counterplay.core.errors import BudgetExceeded, CounterplayError, PolicyError, StoreError, UserError, VerifierError
-from counterplay.core.journal import ask, verifier_identity
+from counterplay.core.journal import ask, ask_all, batch_of, verifier_identity
 from counterplay.core.nouns import Message, Proposal, Score, Step, Usage
-from counterplay.core.protocols import Environment, Policy, Verifier, first_draw
+from counterplay.core.protocols import Environment, Policy, Verifier, calls_at_once, first_draw
 from counterplay.core.turns import propose_in_turn, turns
 from counterplay.search.draws import FailedProposal
 from counterplay.search.fairness import limiting
@@ -163,7 +163,19 @@ class Engine:
             except VerifierError as error:
                 errors[i] = _innermost(error)
 
-        await self._verifier_wave.run(call, len(nodes))
+        if batch_of(verifier) is None:
+            await self._verifier_wave.run(call, len(nodes))
+        else:
+            limit = calls_at_once.set(self.concurrency)
+            try:
+                answers = await ask_all(verifier, [node.state for node in nodes], identity)
+            finally:
+                calls_at_once.reset(limit)
+            for i, answer in enumerate(answers):
+                if isinstance(answer, VerifierError):
+                    errors[i] = _innermost(answer)
+                else:
+                    scores[i] = answer
         for node, score in zip(nodes, scores, strict=True):
             node.score = score
             if score is not None and node.finished and not node.logged:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from counterplay.core.beta import probability_better
 from counterplay.core.canonical import canonical
 from counterplay.core.nouns import ToolCall
+from counterplay.search.counts import lines, mean
 from counterplay.search.tree import Node, SearchTree
 
 CONTESTED = 0.9
@@ -16,12 +17,16 @@ CONTESTED = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Contest:
-    """Two siblings of which it is not known which is better: `leader` has the higher Q, with `probability` = P(Q_leader > Q_rival)."""
+    """Two siblings of which it is not known which is better: `leader` has the higher Q, with `probability` = P(Q_leader > Q_rival).
+
+    `counts` are N and W of the two as counts of played lines, which is what the probability comes from.
+    """
 
     parent: Node
     leader: Node
     rival: Node
     probability: float
+    counts: tuple[tuple[int, float], tuple[int, float]]
 
 
 def best_path(tree: SearchTree) -> list[Node]:
@@ -30,23 +35,28 @@ def best_path(tree: SearchTree) -> list[Node]:
     return best.path() if best is not None else []
 
 
-def contest(parent: Node) -> Contest | None:
-    """The two best children of a node by the mean of Beta(1 + W, 1 + N - W); None where fewer than two were visited."""
-    visited = [child for child in parent.children if child.visits]
-    ranked = sorted(visited, key=lambda child: (-(1 + child.value_sum) / (2 + child.visits), child.index))[:2]
+def contest(parent: Node, known: Mapping[int, tuple[int, float]]) -> Contest | None:
+    """The two best children of a node by the mean of Beta(1 + W, 1 + N - W); None where lines were played through fewer than two.
+
+    `known` is `counts.lines` of the tree.
+    """
+    played = [child for child in parent.children if known[child.index][0]]
+    ranked = sorted(played, key=lambda child: (-mean(*known[child.index]), child.index))[:2]
     if len(ranked) < 2:
         return None
     leader, rival = ranked
-    return Contest(parent, leader, rival, probability_better(leader.value_sum, leader.visits, rival.value_sum, rival.visits))
+    (n, w), (rival_n, rival_w) = counts = known[leader.index], known[rival.index]
+    return Contest(parent, leader, rival, probability_better(w, n, rival_w, rival_n), counts)
 
 
 def contested(tree: SearchTree, *, tau: float = CONTESTED) -> list[Contest]:
     """Forks whose best child is better than the next with a probability below `tau`, under which no preference pair is made.
 
-    Those with the most visits come first, then the earlier node.
+    Those with the most lines come first, then the earlier node.
     """
-    found = [made for node in tree.nodes if len(node.children) > 1 and (made := contest(node)) is not None and made.probability < tau]
-    return sorted(found, key=lambda made: (-made.leader.visits - made.rival.visits, made.parent.index))
+    known = lines(tree)
+    found = [made for node in tree.nodes if len(node.children) > 1 and (made := contest(node, known)) and made.probability < tau]
+    return sorted(found, key=lambda made: (-sum(n for n, _ in made.counts), made.parent.index))
 
 
 def visible(tree: SearchTree, max_depth: int | None, max_children: int | None) -> Iterator[tuple[Node, list[Node], int]]:

@@ -60,7 +60,7 @@ SEARCHES: Mapping[str, SearchFunction] = MappingProxyType(
 )
 """Every search that plays. `stitch.stitch`, which merges logged runs, has another shape: many trajectories, no policy."""
 
-_OBJECTS = frozenset({"on_wave", "reflect", "world_model"})
+_OBJECTS = frozenset({"on_wave", "reflect", "siblings", "world_model"})
 """Options that are no text: they can be given in Python alone."""
 
 LOGGED = frozenset({"fork_best_of_n", "repair"})

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from counterplay.search import counts
 from counterplay.search.draw import to_dict, to_dot, to_json
 from counterplay.search.reading import CONTESTED, Contest, action_of, best_path, clipped, contest, contested, name_of, visible
 from counterplay.search.tree import Node, SearchTree
@@ -21,6 +22,7 @@ class _View:
     children: dict[int, list[Node]]
     hidden: dict[int, int]
     best: frozenset[int]
+    played: Mapping[int, tuple[int, float]]
     fold: bool
     width: int
 
@@ -39,6 +41,7 @@ def to_text(tree: SearchTree, *, max_depth: int | None = None, max_children: int
         {node.index: children for node, children, _ in seen},
         {node.index: hidden for node, _, hidden in seen},
         frozenset(node.index for node in best_path(tree)),
+        counts.lines(tree),
         fold,
         max(60, width),
     )
@@ -70,7 +73,7 @@ def _body(root: Node, view: _View) -> list[str]:
         if view.hidden[last.index]:
             lines.append(f"{'':{2 * indent + 10}}... {view.hidden[last.index]} node{'s' * (view.hidden[last.index] > 1)} more")
         children = view.children[last.index]
-        made = contest(last) if len(last.children) > 1 else None
+        made = contest(last, view.played) if len(last.children) > 1 else None
         deeper = indent + (len(last.children) > 1)
         stack.extend((child, deeper, made if made and child is made.leader else None) for child in reversed(children))
     return lines
@@ -123,7 +126,8 @@ def _contests(contests: Sequence[Contest]) -> list[str]:
         return []
     lines = [f"contested, where the better action is not known with {CONTESTED:.0%}: {len(contests)}"]
     for made in contests[:_CONTESTS]:
-        pair = " or ".join(f"{clipped(action_of(node), 60)} ({node.value_sum:g}/{node.visits})" for node in (made.leader, made.rival))
+        both = zip((made.leader, made.rival), made.counts, strict=True)
+        pair = " or ".join(f"{clipped(action_of(node), 60)} ({won:g}/{played})" for node, (played, won) in both)
         lines.append(f"  step {len(made.parent.state)}: {made.probability:.2f} {pair}")
     return lines
 

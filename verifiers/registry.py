@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, cast
 
 from counterplay.core.errors import UserError
@@ -19,7 +20,23 @@ BUILT_IN = {
     "outcome": "counterplay.verifiers.outcome:outcome",
     "tool_calls": "counterplay.verifiers.tool_calls:ToolCallRules",
     "ledger": "counterplay.verifiers.ledger:LedgerRules",
+    "tools": "counterplay.verifiers.tools:ToolUse",
+    "double_entry": "counterplay.verifiers.ledger_books:DoubleEntry",
+    "grounded": "counterplay.verifiers.text:Grounded",
+    "citations": "counterplay.verifiers.text:Citations",
+    "repetition": "counterplay.verifiers.length:Repetition",
 }
+TABLES = {
+    "policy": "counterplay.verifiers.policy:PolicyRules.from_toml",
+    "double_entry": "counterplay.verifiers.ledger_books:DoubleEntry.from_toml",
+}
+"""Verifiers that are made from a table, `policy:FILE.toml`, and who reads it."""
+SPELLED = {
+    "judge": "counterplay.verifiers.judges.spec:from_spec",
+    "prm": "counterplay.verifiers.learned.specs:load",
+    "implicit-prm": "counterplay.verifiers.learned.specs:load",
+}
+"""Names that say what a verifier is made of, such as `judge:MODEL?mode=step` or `prm:FOLDER`, and who reads them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +55,16 @@ def available() -> list[Listing]:
 
 
 def load(spec: str) -> Verifier:
-    """The verifier `spec` names: a known name, or `module:attr`. A class is instantiated without arguments.
+    """The verifier `spec` names: a known name, one of `TABLES` or `SPELLED`, or `module:attr`. A class is instantiated without arguments.
 
     Raises UserError where the name is unknown, the module can't be imported, or what it holds can't be called.
     """
-    if ":" in spec:
+    kind, colon, rest = spec.partition(":")
+    if colon and kind in TABLES:
+        return _callable(resolve(TABLES[kind], "verifier")(Path(rest)), spec)
+    if colon and kind in SPELLED:
+        return _callable(resolve(SPELLED[kind], "verifier")(spec), spec)
+    if colon:
         return _callable(resolve(spec, "verifier"), spec)
     if spec in BUILT_IN:
         return _callable(resolve(BUILT_IN[spec], "verifier"), spec)

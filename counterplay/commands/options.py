@@ -68,6 +68,18 @@ DEFAULT_STORE = Path("counterplay.duckdb")
 MaxLength = Annotated[int | None, typer.Option("--max-length", help="Rows of more tokens are left out, counted and named.")]
 
 
+InFlight = Annotated[
+    int | None,
+    typer.Option("--in-flight", min=1, help="Requests in flight over all traces; 64, and for transformers: no limit, where not given."),
+]
+RequestsPerMinute = Annotated[
+    float | None, typer.Option("--requests-per-minute", min=1, help="Requests a minute over all traces; no limit where not given.")
+]
+TokensPerMinute = Annotated[
+    float | None, typer.Option("--tokens-per-minute", min=1, help="Tokens a minute over all traces; no limit where not given.")
+]
+
+
 def bounded(command: Callable[P, None]) -> Callable[P, None]:
     """The one place where errors become words: a CounterplayError is explained and sets the exit code; nothing else is hidden."""
 

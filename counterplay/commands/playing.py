@@ -17,14 +17,17 @@ from counterplay.commands.options import (
     BaseUrl,
     EnvironmentSpec,
     ExtraBody,
+    InFlight,
     Limit,
     MaxSteps,
     MaxTokens,
     PolicySpec,
     Price,
+    RequestsPerMinute,
     Seed,
     StoreFile,
     Temperature,
+    TokensPerMinute,
     TraceIds,
     VerifierSpecs,
     app,
@@ -103,17 +106,22 @@ def localise(
     max_tokens: MaxTokens = None,
     seed: Seed = 0,
     max_steps: MaxSteps = None,
+    in_flight: InFlight = None,
+    requests_per_minute: RequestsPerMinute = None,
+    tokens_per_minute: TokensPerMinute = None,
     as_json: AsJson = False,
 ) -> None:
     """Find the step at which each failed trace went wrong."""
     from counterplay import loop, parts, views
+    from counterplay.plan import Pace
 
+    pace = Pace(in_flight, requests_per_minute, tokens_per_minute)
     asked = parts.Asked(policy, environment, tuple(verifier or ()), base_url, temperature, max_tokens, seed, max_steps)
     with loop.opened(store) as opened:
         chosen = loop.select(opened, trace_ids=trace, which=which, agent=agent, limit=limit)
         some(chosen, store)
         with console.ticking("localising", len(chosen), quiet=as_json) as tick:
-            report = asyncio.run(loop.localise(opened, chosen, asked, method=method, budget=budget, on_trace=tick.advance))
+            report = asyncio.run(loop.localise(opened, chosen, asked, method=method, budget=budget, pace=pace, on_trace=tick.advance))
     console.emit(report, as_json=as_json, human=views.localised(report))
 
 
@@ -132,7 +140,9 @@ def search(
     fork: Annotated[
         str | None,
         typer.Option(
-            "--fork", help="Where searches that go on from a state begin: start, pivot (where a verifier's value drops), or a step."
+            "--fork",
+            help="Where to fork: value_drop (a verifier's value falls, the default), pivot (by rollouts), tool_error, entropy, "
+            "rare_state, every; and for searches that go on from one state also start or a step number.",
         ),
     ] = None,
     trace: TraceIds = None,
@@ -140,7 +150,16 @@ def search(
     agent: Agent = None,
     limit: Limit = None,
     budget: Annotated[str, typer.Option("--budget", help="e.g. model_calls=400,usd=5,seconds=600; for all traces together.")] = "",
-    trace_budget: Annotated[str, typer.Option("--trace-budget", help="The same for each trace; without it, an even share.")] = "",
+    trace_budget: Annotated[str, typer.Option("--trace-budget", help="The same for each trace; without it, a share of --budget.")] = "",
+    split: Annotated[
+        str, typer.Option("--split", help="How --budget is divided: gain, by what it is expected to bring on each trace; or even.")
+    ] = "gain",
+    stop_when: Annotated[
+        str, typer.Option("--stop-when", help="Stop a search where one holds, e.g. value=1,finished=8,decided=0.95; see docs/searching.md.")
+    ] = "",
+    in_flight: InFlight = None,
+    requests_per_minute: RequestsPerMinute = None,
+    tokens_per_minute: TokensPerMinute = None,
     concurrency: Annotated[int, typer.Option("--concurrency", help="Traces searched at once.")] = 64,
     base_url: BaseUrl = None,
     temperature: Temperature = 1.0,
@@ -161,7 +180,7 @@ def search(
 ) -> None:
     """Search what else the agent could have done. Killed and run again, it goes on where it stopped."""
     from counterplay import loop, parts, searching
-    from counterplay.plan import Plan
+    from counterplay.plan import Pace, Plan
 
     asked = parts.Asked(
         policy,
@@ -177,7 +196,17 @@ def search(
         parts.json_object(extra_body, "--extra-body"),
         simulate,
     )
-    how = Plan.parse(name, option or [], fork=fork, budget=budget, trace_budget=trace_budget, concurrency=concurrency)
+    how = Plan.parse(
+        name,
+        option or [],
+        fork=fork,
+        budget=budget,
+        trace_budget=trace_budget,
+        concurrency=concurrency,
+        split=split,
+        stop_when=stop_when,
+        pace=Pace(in_flight, requests_per_minute, tokens_per_minute),
+    )
     with loop.opened(store) as opened:
         asked = replace(asked, comparable=loop.comparable_of(opened))
         chosen = loop.select(opened, trace_ids=trace, which=which or ("all" if name == "stitch" else "failed"), agent=agent, limit=limit)
@@ -204,10 +233,14 @@ def evaluate(
     seed: Seed = 0,
     max_steps: Annotated[int, typer.Option("--max-steps", help="Model calls a task may take.")] = 100,
     concurrency: Annotated[int, typer.Option("--concurrency", help="Tasks played at once.")] = 512,
+    in_flight: InFlight = None,
+    requests_per_minute: RequestsPerMinute = None,
+    tokens_per_minute: TokensPerMinute = None,
     as_json: AsJson = False,
 ) -> None:
     """Play the same held-out tasks with several policies and compare them, task by task, with 95 % intervals."""
     from counterplay import evaluation
+    from counterplay.plan import Pace
 
     named = evaluation.named_policies(policy)
     asked = evaluation.tasks_from_spec(tasks)
@@ -223,6 +256,7 @@ def evaluate(
                 seed=seed,
                 max_steps=max_steps,
                 concurrency=concurrency,
+                pace=Pace(in_flight, requests_per_minute, tokens_per_minute),
                 on_task=tick.advance,
             )
         )

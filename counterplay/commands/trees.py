@@ -21,10 +21,14 @@ def tree(
     fold: Annotated[bool, typer.Option("--fold/--no-fold", help="Steps without alternatives on one line.")] = True,
     width: Annotated[int, typer.Option("--width", min=0, help="Characters a line of text; 0 is that of the terminal.")] = 0,
 ) -> None:
-    """Show a search tree: what was tried where, what came of it, the best path, and where the better action is not known."""
-    from counterplay import loop, trees
+    """Show a search tree: what was tried where, what came of it, the best path, and where the better action is not known.
 
-    with loop.opened(store, read_only=True) as opened:
+    Searches that are under way are shown as far as they have been written, also while the job runs.
+    """
+    from counterplay import trees
+    from counterplay.looking import looked_at
+
+    with looked_at(store) as opened:
         if not search:
             console.out.print(trees.listed(opened))
             return

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from counterplay import console
 from counterplay.commands.options import (
@@ -31,17 +33,35 @@ def verifiers_list(as_json: AsJson = False) -> None:
     console.emit({"verifiers": found}, as_json=as_json, human=human)
 
 
+@verifiers_app.command("new")
+@bounded
+def verifiers_new(
+    name: Annotated[str, typer.Argument(help="What the verifier is to be called, e.g. refunds.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the package (default counterplay-NAME).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a small installable package: a verifier of ten lines, its entry point, its test and a README."""
+    from counterplay.verifiers.scaffold import files, write
+
+    folder = write(name, out)
+    made = [str(folder / file) for file in files(name)]
+    human = escape(f"{folder}: {', '.join(files(name))}\nNext: pip install -e '{folder}[test]' && pytest {folder}")
+    console.emit({"folder": str(folder), "files": made}, as_json=as_json, human=human)
+
+
 @verifiers_app.command("check")
 @bounded
 def verifiers_check(
     name: Annotated[str, typer.Argument(help="NAME or module:attr.")],
     store: StoreFile = DEFAULT_STORE,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Logged traces to ask it about.")] = 50,
+    hostile: Annotated[bool, typer.Option("--hostile", help="Ask it also about empty, huge and odd trajectories (2 MB of text).")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Ask a verifier about logged traces and prefixes of them: does it answer, in range, the same each time, and tell good from bad?"""
+    """Ask a verifier about logged traces and prefixes: does it answer, in range, alike each time and in company, and tell good from bad?"""
     from counterplay import loop
     from counterplay.verifiers.check import check
+    from counterplay.verifiers.hostile import hostile as probes_of
     from counterplay.verifiers.registry import load
 
     verifier = load(name)
@@ -51,7 +71,7 @@ def verifiers_check(
         raise UserError(
             f"got a store without traces: {store}", "at least one", f"Take some in first: counterplay ingest LOGS --store {store}"
         )
-    report = asyncio.run(check(verifier, trajectories))
+    report = asyncio.run(check(verifier, trajectories, probes=probes_of() if hostile else None))
     console.emit(report, as_json=as_json)
     if report.problems:
         raise typer.Exit(1)

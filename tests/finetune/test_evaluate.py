@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from counterplay.core.beta import wilson
 from counterplay.core.errors import UserError
-from counterplay.finetune.evaluate import Results, bootstrap, compare, evaluate, pass_at_k, sign_flip_p, summarise, table, wilson
+from counterplay.finetune.evaluate import Results, bootstrap, compare, evaluate, pass_at_k, sign_flip_p, summarise, table
 
 
 def played(name, outcomes, **fields):

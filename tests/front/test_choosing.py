@@ -78,7 +78,7 @@ def test_a_plan_is_fitted():
     assert fit(Plan("mcts", fork="pivot"), ANYTHING, named=True, forked=False, process=True)[0] == Plan("mcts", fork="pivot")
     with pytest.raises(UserError, match="mcts"):
         fit(Plan("mcts"), FORWARD_ONLY, named=True, forked=False, process=False)
-    with pytest.raises(UserError, match="fork pivot"):
+    with pytest.raises(UserError, match="fork value_drop"):
         fit(Plan(), FORWARD_ONLY, named=False, forked=True, process=False)
 
 

@@ -98,14 +98,16 @@ FORKED = {"n": 2, "pivots": [2], "rollouts_per_alternative": 1}
 
 async def test_seconds_are_common_to_all_traces(store, asked):
     traces = [logged(f"t{i}") for i in range(8)]
-    started = time.monotonic()
-    await run(store, asked, traces, Plan("best_of_n", {"n": 2}, fork="start", budget="seconds=0.3", concurrency=1), Mover(0.05))
-    assert time.monotonic() - started < 1.5
+    plan, policy = Plan("best_of_n", {"n": 2}, fork="start", budget="seconds=0.3", concurrency=1), Mover(0.05)
+    report = await run(store, asked, traces, plan, policy)
+    assert 0 < policy.draws < 8 * 2 * 3, "each alone would have had the time to play both of its lines"
+    assert report.stopped["budget: seconds"] >= 1
 
 
 async def test_a_share_is_a_whole_number_and_the_rest_is_said_to_be_skipped(store, asked):
     traces = [logged(f"t{i}") for i in range(10)]
-    report = await run(store, asked, traces, Plan("best_of_n", {"n": 2}, fork="start", budget="model_calls=8"), Mover())
+    plan = Plan("best_of_n", {"n": 2}, fork="start", budget="model_calls=8", split="even")
+    report = await run(store, asked, traces, plan, Mover())
     assert (len(report.searches), len(report.skipped)) == (8, 2)
     assert report.used["model_calls"] <= 8
     assert Plan(budget="usd=0.3", trace_budget="usd=0.1").affordable(10) == 3

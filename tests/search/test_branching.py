@@ -102,6 +102,18 @@ def test_entropy_from_draws():
     assert entropy(log, {0: []}) == []
 
 
+@pytest.mark.parametrize("localisation", ["pivot", "entropy"])
+async def test_looking_for_a_step_leaves_half_of_the_budget_to_branch_with(localisation):
+    game = Game({"a": (0.5, {"x": (0.5, 0.0), "y": (0.5, 1.0)}), "b": (0.5, {"x": (0.5, 1.0), "y": (0.5, 0.0)})})
+    log = start().extend(await game.step(start(), action("a")))
+    log = log.extend(await game.step(log, action("x")))
+    budget = Budget.of(model_calls=24)
+    tree = await fork_best_of_n(log, Sampler(game), game, game.outcome, budget, num_pivots=1, localisation=localisation)
+    assert budget.used.model_calls <= 24
+    assert any(node.finished and node.score is not None and not node.logged for node in tree.nodes)
+    assert tree.stopped.startswith("forked at")
+
+
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 8, 20])
 def test_every_is_spread_at_any_number(length):
     order = steps_of(every(run(*[step("a")] * length)))

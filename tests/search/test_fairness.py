@@ -18,6 +18,7 @@ from counterplay.search.best_of_n import best_of_n
 from counterplay.search.engine import Engine
 from counterplay.search.fairness import Limiter, shared
 from counterplay.search.mcts import mcts
+from counterplay.search.reading import contested
 from counterplay.search.registry import LOGGED, SEARCHES
 from counterplay.search.render import to_dict
 from counterplay.search.stopping import StopWhen, certainty, stopping
@@ -352,12 +353,26 @@ async def test_enough_branches_end_a_search(game):
 
 
 async def test_a_decided_root_ends_a_search():
-    game = Game({"good": (0.5, {"end": (1.0, 1.0)}), "bad": (0.5, {"end": (1.0, 0.0)})})
+    def ends(value):
+        return {f"end{i}": (1 / 8, value) for i in range(8)}
+
+    game = Game({"good": (0.5, ends(1.0)), "bad": (0.5, ends(0.0))})
     with stopping(StopWhen(decided=0.95)):
         tree = await mcts(start(), Sampler(game), game, game.exact, Budget(), num_simulations=400, wave_size=2)
     assert tree.stopped.startswith("the best action is 0.9")
-    assert 0.95 <= certainty(tree.root) < 0.999
+    assert 0.95 <= certainty(tree) < 0.999
     assert tree.root.visits < 40
+
+
+async def test_opinions_and_ends_that_are_met_again_decide_nothing():
+    game = Game({"good": (0.5, {"end": (1.0, 1.0)}), "bad": (0.5, {"end": (1.0, 0.0)})})
+    with stopping(StopWhen(decided=0.95)):
+        tree = await mcts(start(), Sampler(game), game, game.exact, Budget(), num_simulations=60, wave_size=2)
+    assert tree.root.visits >= 60
+    assert tree.stopped == "60 simulations"
+    # one line each: Beta(2, 1) against Beta(1, 2)
+    assert certainty(tree) == pytest.approx(5 / 6)
+    assert [made.counts for made in contested(tree)] == [((1, 1.0), (1, 0.0))]
 
 
 async def test_the_log_and_an_unset_condition_stop_nothing(game):

@@ -175,6 +175,19 @@ async def test_lines_of_dvts_never_prune_each_other():
     assert {moves(leaf.state)[0] for leaf in pruning.finished()} == {"good"}
 
 
+async def test_lines_of_dvts_part_where_the_verifier_cannot_tell_their_draws_apart():
+    game = Game({"a": (0.5, {"x": (1.0, 0.1)}), "b": (0.5, {"x": (1.0, 0.9)})})
+    script = {
+        (): [action("a"), action("b"), action("b"), action("a"), action("a"), action("a")],
+        ("a",): [action("x")],
+        ("b",): [action("x")],
+    }
+    tree = await dvts(start(), Scripted(script), game, lambda _: 0.5, Budget(), num_subtrees=3, num_actions=2)
+    assert {moves(leaf.state) for leaf in tree.finished()} == {("a", "x"), ("b", "x")}
+    told = await dvts(start(), Scripted(script), game, game.exact, Budget(), num_subtrees=2, num_actions=2)
+    assert {moves(leaf.state) for leaf in told.finished()} == {("b", "x")}
+
+
 @pytest.mark.parametrize("seed", range(5))
 async def test_each_line_of_dvts_goes_on_with_the_best_of_its_own_draws(seed):
     game = Game(random_game(seed, depth=5))

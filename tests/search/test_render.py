@@ -7,6 +7,7 @@ import pytest
 
 from counterplay.core.budget import Budget
 from counterplay.core.nouns import Message, Proposal, Score, Step, ToolCall
+from counterplay.search.counts import lines
 from counterplay.search.draw import reading_of, to_dict, to_dot, to_json
 from counterplay.search.mcts import mcts
 from counterplay.search.reading import action_of, contest, contested, size, visible
@@ -120,13 +121,13 @@ def test_few_children_keep_the_logged_and_the_best():
 
 def test_contested_siblings():
     tree, other = small()
-    made = contest(tree.nodes[1])
+    made = contest(tree.nodes[1], lines(tree))
     assert (made.leader, made.rival) == (other, tree.nodes[2])
     # Beta(2, 1) against Beta(1, 2): 1 - E[(1 - x)^2] = 1 - 2 B(2, 3) = 5/6
     assert made.probability == pytest.approx(5 / 6)
     assert contested(tree) == contested(tree, tau=0.84) == [made]
     assert contested(tree, tau=0.83) == []
-    assert contest(tree.root) is None
+    assert contest(tree.root, lines(tree)) is None
 
 
 def test_words_for_actions():

@@ -45,10 +45,10 @@ def late_rules(state):
     return 0.5 ** sum(step.action.content_text.startswith("wrong") for step in seen)
 
 
-async def flawed():
+async def flawed(wrong=HARD):
     state, world = State((), (Message.user("go"),)), World()
     while not state.finished:
-        state = state.extend(await world.step(state, word(state, "wrong" if len(state) in HARD else "right")))
+        state = state.extend(await world.step(state, word(state, "wrong" if len(state) in wrong else "right")))
     return state
 
 
@@ -61,6 +61,18 @@ async def test_it_mends_one_error_after_the_other():
     assert tree.stopped == "a line scored 1"
     whole = await best_of_n(log.prefix(0), Agent(), World(), late_rules, Budget.of(model_calls=tree.used.model_calls), n=1000)
     assert (whole.best() is None) or whole.best().score.value < 1.0, "whole lines at the same cost do not get there"
+
+
+async def test_a_false_alarm_does_not_hold_it_up():
+    def alarmed(state):
+        value = late_rules(state)
+        return value if value is None or state.finished or len(state) == 1 else 0.7 * value
+
+    log = await flawed(wrong=(3,))
+    tree = await repair(log, Agent(), World(), alarmed, Budget(), n=12, lookback=1, rounds=4, rollouts_per_alternative=8)
+    assert tree.best().state.steps[-1].reward == 1.0
+    forked = {node.parent.depth for node in tree.nodes if node.parent and not node.logged and node.parent.logged}
+    assert {1, 3} <= forked
 
 
 async def test_without_lookback_the_fork_comes_too_late():

@@ -238,7 +238,7 @@ class _Session:
         return text if isinstance(text, str) else ""
 
     def _item(self, item: dict[str, Any], at: int | None) -> None:
-        if not isinstance(item.get("type"), str) and "role" not in item:
+        if not isinstance(item.get("type"), str) and not isinstance(item.get("role"), str):
             msg = "a response_item without a type"
             raise ValueError(msg)
         if str(item.get("type")) in _NOT_SENT:
@@ -280,6 +280,9 @@ class _Session:
     def _event(self, event: dict[str, Any]) -> None:
         kind = str(event.get("type"))
         if kind == "token_count":
+            if not isinstance(event.get("info"), dict | None):
+                msg = "a token_count without an object of counts"
+                raise ValueError(msg)
             self._count(facts.record(event.get("info")))
         elif kind in _TURN_STARTS:
             self._broken = True

@@ -30,13 +30,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.search_quality import EXAMPLE, MAX_STEPS, MAX_TOKENS, OUT, TEMPERATURE, Drawn, Keep, subjects
+from counterplay.core.beta import wilson
 from counterplay.core.budget import Budget
 from counterplay.core.nouns import Message, Proposal, State, Step, Trace, Trajectory
 from counterplay.examples.ledger import Ledger
 from counterplay.examples.ledger.demonstrations import PERFECT, demonstrate
 from counterplay.examples.ledger.tasks import Task, expected_postings, make_task
 from counterplay.examples.ledger.world import Books
-from counterplay.finetune.evaluate import wilson
 from counterplay.replay.live import LiveEnvironment
 from counterplay.replay.transformers_policy import TransformersPolicy
 from counterplay.replay.world import ToolError
@@ -45,7 +45,13 @@ from counterplay.verifiers.ledger import LedgerRules
 
 STEPS = 100
 P_OK, P_BAD = (0.3, 0.45, 0.6, 0.75, 0.9), (0.0, 0.05, 0.1, 0.2, 0.3)
-METHODS = ("omega", "threshold", "bayes", "every")
+METHODS: dict[str, dict[str, Any]] = {
+    "omega": {"method": "omega"},
+    "threshold": {"method": "threshold"},
+    "bayes": {},
+    "bayes, p_two 0": {"p_two": 0.0},
+    "every": {"method": "every"},
+}
 TWO = ((0.9, 0.5, 0.05), (0.9, 0.4, 0.1), (0.75, 0.4, 0.05))
 WON, LOST = (Proposal(Message.assistant(word)) for word in ("won", "lost"))
 ENDS = {WON.action: Step(WON.action, terminated=True, reward=1.0), LOST.action: Step(LOST.action, terminated=True, reward=0.0)}
@@ -191,6 +197,7 @@ def paid(state: State) -> float | None:
 async def at_work(traces: Sequence[Trace], keep: Keep) -> list[dict[str, Any]]:
     """Every method on every run; the model's draws are made once, so that all methods meet the same ones."""
     policy = TransformersPolicy(EXAMPLE / "model", temperature=TEMPERATURE, max_new_tokens=MAX_TOKENS, batch_size=128)
+    keep.of(policy.fingerprint)
     truths = [first_wrong(trace) for trace in traces]
     drawn = [Drawn(policy, trace.id, keep) for trace in traces]
     worlds = [LiveEnvironment(lambda t=t: Ledger(str(t.task)), task=str(t.task), max_steps=MAX_STEPS, cache_states=256) for t in traces]
@@ -251,8 +258,8 @@ def _entropy(p: float) -> float:
 def synthetic(runs: int, quick: bool) -> Iterator[tuple[dict[str, Any], Sequence[float], dict[str, Any], int]]:
     grid = [(ok, bad) for ok in P_OK for bad in P_BAD if not quick or (ok in (0.45, 0.75) and bad in (0.0, 0.05, 0.2))]
     for ok, bad in grid:
-        for method in METHODS:
-            yield {"part": "one", "method": method, "p_ok": ok, "p_bad": bad}, (ok, bad), {"method": method}, runs
+        for method, options in METHODS.items():
+            yield {"part": "one", "method": method, "p_ok": ok, "p_bad": bad}, (ok, bad), options, runs
     for rates in TWO[:1] if quick else TWO:
         for p_two in (0.0, 0.2, 0.5):
             yield {"part": "two", "rates": rates, "p_two": p_two}, rates, {"p_two": p_two}, runs

@@ -2,12 +2,14 @@
 
 Each search has to book the ledger of a failed run again with 8 to 512 model calls: all of it (`--fork start`), or from a little before
 the step where the noisy verifier falls most (`--fork pivot`). `fork_best_of_n` and `repair` are given the run itself, for they look for
-that step. The verifier is the ledger's rules squeezed to 0.1 + 0.8 v plus seeded noise; a success is a best branch that the
-environment, whose word no search hears, pays in full. Every draw of the model is kept under (state, number of the draw), so all searches
-at all budgets see the same draws, and a run that is stopped goes on where it was.
+that step. The verifier is the ledger's rules squeezed to 0.1 + 0.8 v plus seeded normal noise (`--noise`, its standard deviation); a
+success is a best branch that the environment, whose word no search hears, pays in full. Every draw of the model is kept under (state,
+number of the draw), so all searches at all budgets see the same draws, and a run that is stopped goes on where it was.
 
-Run it as `python bench/search_quality.py [--quick] [--fork pivot] [--traces 214] [--budgets 8 16 ...] [--searches mcts beam ...] [--json]`;
-the table and a plot are written to bench/out.
+    python bench/search_quality.py [--quick] [--fork pivot] [--noise 0] [--traces 128] [--budgets 8 16 ...] [--searches mcts ...] [--json]
+    python bench/search_quality.py --readme    # which search for which budget, from what has been played before
+
+Tables and a plot are written to bench/out.
 """
 
 from __future__ import annotations
@@ -20,11 +22,12 @@ import math
 import os
 import random
 import sqlite3
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -46,13 +49,18 @@ from counterplay.verifiers.ledger import LedgerRules
 EXAMPLE = Path(__file__).parents[1] / "examples" / "ledger"
 OUT = Path(__file__).parent / "out"
 BUDGETS = (8, 16, 32, 64, 128, 256, 512)
-NOISE, TEMPERATURE, MAX_TOKENS, MAX_STEPS, GROUP, LOOKBACK = 0.2, 1.0, 64, 40, 64, 4
+TEMPERATURE, MAX_TOKENS, MAX_STEPS, GROUP, LOOKBACK = 1.0, 64, 40, 64, 4
 
 # --- what is searched: the same for every search ---------------------------------------------------------------------------------------
 
 
-Row = tuple[str, int, int, float, int]
-"""Search, budget, success, model calls used, nodes."""
+Row: TypeAlias = tuple[str, int, str, int, float, int]
+"""Search, budget, trace, success, model calls used, nodes."""
+Setting: TypeAlias = tuple[str, float]
+"""Where the searches begin, and the standard deviation of the verifier's noise."""
+LEAST = 0.05
+"""A success that is not worth naming."""
+SETTINGS: tuple[Setting, ...] = (("start", 0.2), ("pivot", 0.2), ("start", 0.0))
 
 
 class Keep:
@@ -64,7 +72,15 @@ class Keep:
             "CREATE TABLE IF NOT EXISTS draw(trace, state, number, wire, logprob, tokens, PRIMARY KEY (trace, state, number)) WITHOUT ROWID;"  # noqa: E501
             "CREATE TABLE IF NOT EXISTS result(setting, search, options, budget, trace, success, calls, nodes,"
             " PRIMARY KEY (setting, search, options, budget, trace)) WITHOUT ROWID;"
+            "CREATE TABLE IF NOT EXISTS drawn_by(policy);"
         )
+
+    def of(self, policy: str) -> None:
+        """Forget the draws of any other model."""
+        known = self.connection.execute("SELECT policy FROM drawn_by").fetchone()
+        if known != (policy,):
+            self.connection.executescript("DELETE FROM draw; DELETE FROM drawn_by;")
+            self.put("drawn_by", [(policy,)])
 
     def draws(self, trace: str) -> dict[tuple[str, int], tuple[str, float, int]]:
         rows = self.connection.execute("SELECT state, number, wire, logprob, tokens FROM draw WHERE trace = ?", (trace,))
@@ -118,8 +134,8 @@ class Drawn:
 class Subject:
     """One failed run: its environment and its verifier, each asked once about one thing."""
 
-    def __init__(self, trace: Trace, policy: TransformersPolicy, keep: Keep) -> None:
-        self.trace, self.policy = trace, Drawn(policy, trace.id, keep)
+    def __init__(self, trace: Trace, policy: TransformersPolicy, keep: Keep, noise: float) -> None:
+        self.trace, self.policy, self.noise = trace, Drawn(policy, trace.id, keep), noise
         self.environment = LiveEnvironment(lambda: Ledger(str(trace.task)), task=str(trace.task), max_steps=MAX_STEPS, cache_states=256)
         self.rules, self.forked_at = LedgerRules(), 0
         self.steps: dict[tuple[str, str], Step] = {}
@@ -136,7 +152,7 @@ class Subject:
         if asked not in self.scores:
             score = self.rules(state)
             if score is not None:
-                noise = random.Random(f"{asked}").gauss(0, NOISE)
+                noise = random.Random(f"{asked}").gauss(0, self.noise)
                 score = Score(min(1.0, max(0.0, 0.1 + 0.8 * score.value + noise)), score.reason)
             self.scores[asked] = score
         return self.scores[asked]
@@ -176,15 +192,20 @@ def subjects(count: int) -> list[Trace]:
 
 
 def plan(name: str, calls: int, length: int) -> dict[str, Any]:
-    """Options that make a search fit `calls` model calls where a line takes `length` of them. What is not named here keeps its default."""
+    """Options that make a search fit `calls` model calls where a line takes `length` of them. What is not named here keeps its default.
+
+    Fork-best-of-n spends up to half of the calls on its draws, the rest on lines of half the length from two alternatives a pivot.
+    """
     lines = max(1, calls // length)
-    wide, actions = max(1, math.isqrt(lines)), max(2, lines // 2)  # so few actions a node that the calls last for about two lines of nodes
+    wide, actions = max(1, math.isqrt(lines)), max(min(2, lines), lines // 2)  # actions a node: the calls last for about two lines of nodes
+    pivots = 3 if lines > 2 else 1
+    forked = max(2, min(8, calls // (2 * pivots)))
     table: dict[str, Callable[[], dict[str, Any]]] = {
         "greedy": lambda: {"num_samples": lines},
         "best_of_n": lambda: {"n": lines},
         "independent": lambda: {"n": lines},
         "lookahead": lambda: {"num_actions": lines},
-        "archive": lambda: {"num_lines": max(1, 2 * lines)},
+        "archive": lambda: {"num_lines": 2 * lines, "wave_size": min(4, lines)},
         "beam": lambda: {"width": wide, "num_actions": max(1, lines // wide)},
         "dvts": lambda: {"num_subtrees": wide, "num_actions": max(1, lines // wide)},
         "rebase": lambda: {"width": lines},
@@ -196,13 +217,16 @@ def plan(name: str, calls: int, length: int) -> dict[str, Any]:
         "gumbel": lambda: {"num_simulations": max(1, calls // actions), "num_actions": actions, "num_considered": max(2, min(16, lines))},
         "lats": lambda: {"num_iterations": calls, "num_actions": actions},
         "receding_horizon": lambda: {"num_simulations": max(1, lines // 2), "num_actions": 2 if lines < 16 else 4},
-        "fork_best_of_n": lambda: {"n": max(1, calls // (3 * length)), "num_pivots": 3 if lines > 2 else 1},
+        "fork_best_of_n": lambda: {"n": forked, "num_pivots": pivots, "rollouts_per_alternative": max(1, lines // (2 * pivots))},
         "repair": lambda: {"n": max(1, min(16, calls // (2 * length))), "rounds": 8},
     }
     return table[name]() if name in table else {}
 
 
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {"mcts, rollouts": ("mcts", {"rollouts": "always"})}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mcts with rollouts": ("mcts", {"rollouts": "always"}),
+    "lats without votes or lessons": ("lats", {"agreement": 0.0, "num_reflections": 0}),
+}
 
 
 async def measured(made: Sequence[Subject], keep: Keep, setting: str, chosen: Sequence[str], budgets: Sequence[int]) -> list[Row]:
@@ -218,13 +242,14 @@ async def measured(made: Sequence[Subject], keep: Keep, setting: str, chosen: Se
                 if known is None:
                     asked.append((subject, search, given, key))
                 else:
-                    rows.append((name, budget, *known))
+                    rows.append((name, budget, subject.trace.id, *known))
             found = await asyncio.gather(*(subject.search(search, given, budget) for subject, search, given, _ in asked))
             keep.put("draw", [row for subject in made for row in subject.policy.take_new()])
             keep.put("result", [(*key, *row) for (_, _, _, key), row in zip(asked, found, strict=True)])
-            rows += [(name, budget, *row) for row in found]
+            rows += [(name, budget, key[-1], *row) for (_, _, _, key), row in zip(asked, found, strict=True)]
             if asked:
-                print(f"  {name} {budget}: {sum(r[0] for r in found)} of {len(found)}, {time.perf_counter() - began:.1f} s", flush=True)
+                won, took = sum(row[0] for row in found), time.perf_counter() - began
+                print(f"  {name} {budget}: {won} of {len(found)}, {took:.1f} s", file=sys.stderr)
     return rows
 
 
@@ -255,27 +280,51 @@ def cells(rows: Sequence[Row], chosen: Sequence[str], budgets: Sequence[int]) ->
     for name in chosen:
         for budget in budgets:
             here = [row for row in rows if row[:2] == (name, budget)]
-            wins, calls = sum(row[2] for row in here), sum(row[3] for row in here)
+            wins, calls = sum(row[3] for row in here), sum(row[4] for row in here)
             made.append(Cell(name, budget, len(here), wins / len(here), *wilson(wins, len(here)), calls / len(here)))
     return made
 
 
-def table(made: Sequence[Cell], budgets: Sequence[int]) -> str:
+def table(made: Sequence[Cell], budgets: Sequence[int], title: str, text: Callable[[Cell], str]) -> str:
     by = {(cell.search, cell.budget): cell for cell in made}
-    names = sorted({cell.search for cell in made}, key=lambda name: -sum(cell.success for cell in made if cell.search == name))
-    lines = ["| success (95 % interval) | " + " | ".join(map(str, budgets)) + " |", "|---" * (len(budgets) + 1) + "|"]
-    for name in names:
-        shown = [by.get((name, budget)) for budget in budgets]
-        texts = ["" if c is None else f"{c.success:.2f} ({c.low:.2f}-{c.high:.2f})" for c in shown]
-        lines.append(f"| {name} | " + " | ".join(texts) + " |")
-    best = [max((c for c in made if c.budget == b), key=lambda c: c.success, default=None) for b in budgets]
-    lines.append("| **best** | " + " | ".join("" if c is None or not c.success else c.search for c in best) + " |")
+    names = sorted({cell.search for cell in made}, key=lambda name: (-sum(cell.success for cell in made if cell.search == name), name))
+    lines = [f"| {title} | " + " | ".join(map(str, budgets)) + " |", "|---" * (len(budgets) + 1) + "|"]
+    return "\n".join([*lines, *(f"| {name} | " + " | ".join(text(by[name, budget]) for budget in budgets) + " |" for name in names)])
+
+
+def tables(made: Sequence[Cell], budgets: Sequence[int]) -> str:
+    share = table(made, budgets, "success (95 % interval)", lambda c: f"{c.success:.2f} ({c.low:.2f}-{c.high:.2f})")
+    return share + "\n\n" + table(made, budgets, "model calls used of", lambda c: f"{c.calls:.0f}")
+
+
+def best_for_each(every: Mapping[Setting, Sequence[Row]], chosen: Sequence[str], budgets: Sequence[int]) -> str:
+    """The best search for each budget in each setting, and up to three more that are not surely worse on the same runs."""
+    heads = [f"{'exact' if not noise else 'noisy'} verifier, from the {where}" for where, noise in every]
+    lines = [f"| model calls | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for budget in budgets:
+        texts = []
+        for rows in every.values():
+            ranked = sorted(cells(rows, chosen, [budget]), key=lambda cell: -cell.success)
+            best, equal = ranked[0], [c for c in ranked[1:] if not surely_better(rows, budget, ranked[0].search, c.search)][:3]
+            also = f"; also {', '.join(f'{c.search} {c.success:.2f}' for c in equal)}" if equal else ""
+            shown = f"**{best.search} {best.success:.2f}** ({best.low:.2f}-{best.high:.2f}){also}"
+            texts.append(shown if best.success >= LEAST else f"none reaches {LEAST:g}")
+        lines.append(f"| {budget} | {' | '.join(texts)} |")
     return "\n".join(lines)
+
+
+def surely_better(rows: Sequence[Row], budget: int, one: str, other: str, z: float = 1.96) -> bool:
+    """Whether the 95 % interval of the difference of success, run by run, lies above 0."""
+    wins = {name: {row[2]: row[3] for row in rows if row[:2] == (name, budget)} for name in (one, other)}
+    differences = [wins[one][trace] - wins[other][trace] for trace in wins[one]]
+    mean = sum(differences) / len(differences)
+    spread = sum((d - mean) ** 2 for d in differences) / max(1, len(differences) - 1)
+    return mean > z * math.sqrt(spread / len(differences))
 
 
 def plot(made: Sequence[Cell], budgets: Sequence[int], title: str) -> str:
     """Small panels, one a search: its success and interval over log2 of the budget, all others in grey."""
-    names = sorted({cell.search for cell in made}, key=lambda name: -sum(cell.success for cell in made if cell.search == name))
+    names = sorted({cell.search for cell in made}, key=lambda name: (-sum(cell.success for cell in made if cell.search == name), name))
     wide, high, pad, columns = 220, 150, 34, 5
     rows = math.ceil(len(names) / columns)
     span = max(len(budgets) - 1, 1)
@@ -295,9 +344,11 @@ def plot(made: Sequence[Cell], budgets: Sequence[int], title: str) -> str:
         '<rect width="100%" height="100%" fill="white"/>',
         f'<text x="8" y="18" font-size="13">{html.escape(title)}</text>',
     ]
+    greys = "".join(f'<polyline points="{path((x(c), y(c.success)) for c in line)}"/>' for line in lines.values())
+    parts.append(f'<defs><g id="all" fill="none" stroke="#ddd">{greys}</g></defs>')
     for at, name in enumerate(names):
         parts.append(f'<g transform="translate({at % columns * wide},{at // columns * high + 30})">')
-        parts += [f'<polyline fill="none" stroke="#ddd" points="{path((x(c), y(c.success)) for c in line)}"/>' for line in lines.values()]
+        parts.append('<use href="#all"/>')
         line = lines[name]
         band = [*((x(c), y(c.high)) for c in line), *((x(c), y(c.low)) for c in reversed(line))]
         parts.append(f'<polygon fill="#2563eb" fill-opacity="0.18" points="{path(band)}"/>')
@@ -311,18 +362,20 @@ def plot(made: Sequence[Cell], budgets: Sequence[int], title: str) -> str:
     return "\n".join([*parts, "</svg>"])
 
 
-async def play(traces: Sequence[Trace], keep: Keep, where: str, chosen: Sequence[str], budgets: Sequence[int]) -> list[Row]:
+async def play(traces: Sequence[Trace], keep: Keep, setting: Setting, chosen: Sequence[str], budgets: Sequence[int]) -> list[Row]:
+    where, noise = setting
     code = content_key(*(file.read_text() for file in sorted(Path(registry.__file__).parent.glob("*.py"))))
     policy = TransformersPolicy(EXAMPLE / "model", temperature=TEMPERATURE, max_new_tokens=MAX_TOKENS, batch_size=128)
-    setting = f"{policy.fingerprint} noise {NOISE:g} fork {where} search {code}"
+    keep.of(policy.fingerprint)
+    played = f"{policy.fingerprint} noise {noise:g} fork {where} search {code}"
     rows: list[Row] = []
     try:
         for at in range(0, len(traces), GROUP):
-            group = [Subject(trace, policy, keep) for trace in traces[at : at + GROUP]]
-            print(f"runs {at + 1} to {at + len(group)} of {len(traces)}", flush=True)
+            group = [Subject(trace, policy, keep, noise) for trace in traces[at : at + GROUP]]
+            print(f"runs {at + 1} to {at + len(group)} of {len(traces)}", file=sys.stderr)
             for subject in group:
                 await subject.start(where)
-            rows += await measured(group, keep, setting, chosen, budgets)
+            rows += await measured(group, keep, played, chosen, budgets)
     finally:
         policy.close()
     return rows
@@ -332,24 +385,31 @@ def main() -> None:
     names = [*SEARCHES, *VARIANTS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fork", choices=("start", "pivot"), default="start")
-    parser.add_argument("--traces", type=int, default=214)
+    parser.add_argument("--noise", type=float, default=0.2, help="standard deviation of the noise on the verifier's opinions")
+    parser.add_argument("--traces", type=int, default=128)
     parser.add_argument("--budgets", type=int, nargs="+", default=list(BUDGETS))
     parser.add_argument("--searches", nargs="+", default=names, choices=names)
     parser.add_argument("--quick", action="store_true", help="24 runs; 8, 32 and 128 calls")
+    parser.add_argument("--readme", action="store_true", help="the best searches for each budget, in three settings")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     traces, budgets = (24, [8, 32, 128]) if asked.quick else (asked.traces, asked.budgets)
     OUT.mkdir(exist_ok=True)
     (OUT / ".gitignore").write_text("*\n")
-    keep, failed, began = Keep(OUT / "search_quality.sqlite"), subjects(traces), time.perf_counter()
-    made = cells(asyncio.run(play(failed, keep, asked.fork, asked.searches, budgets)), asked.searches, budgets)
-    shown, file = table(made, budgets), OUT / f"search_quality_{asked.fork}"
-    title = f"Success against model calls, {len(failed)} failed runs from the {asked.fork}, 95 % intervals"
+    keep, failed = Keep(OUT / "search_quality.sqlite"), subjects(traces)
+    if asked.readme:
+        every = {setting: asyncio.run(play(failed, keep, setting, asked.searches, budgets)) for setting in SETTINGS}
+        print(best_for_each(every, asked.searches, budgets))
+        return
+    began = time.perf_counter()
+    made = cells(asyncio.run(play(failed, keep, (asked.fork, asked.noise), asked.searches, budgets)), asked.searches, budgets)
+    shown, file = tables(made, budgets), OUT / f"search_quality_{asked.fork}{'' if asked.noise == 0.2 else f'_noise_{asked.noise:g}'}"
+    title = f"Success against model calls, {len(failed)} failed runs from the {asked.fork}, noise {asked.noise:g}, 95 % intervals"
     file.with_suffix(".md").write_text(shown + "\n")
     file.with_suffix(".svg").write_text(plot(made, budgets, title))
     if asked.json:
         print(json.dumps([cell.__dict__ for cell in made]))
-    print(f"{shown}\n\n{len(failed)} failed runs from the {asked.fork}; {time.perf_counter() - began:.0f} s; table and plot in {OUT.name}/")
+    print(f"{shown}\n\n{title}; {time.perf_counter() - began:.0f} s; table and plot in {OUT.name}/")
 
 
 if __name__ == "__main__":

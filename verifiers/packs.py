@@ -1,7 +1,8 @@
 """What the packs of rules share: one reading of calls and answers, one way to a score, and what is known of a prefix, kept.
 
-Every pack answers on a prefix with the best value that a continuation of it can still reach, and on a finished trajectory with the
-value itself. So along one trajectory a value never rises, prefixes and ends compare, and steps that only pad gain nothing.
+Every pack of rules answers on a prefix with the best value that a continuation of it can still reach, and on a finished trajectory with the
+value itself. So along one trajectory a value never rises, prefixes and ends compare, and steps that only pad gain nothing. Packs that
+run what was produced (`code`, `sql`) judge what there is so far instead.
 """
 
 from __future__ import annotations

@@ -25,6 +25,11 @@ BUILT_IN = {
     "grounded": "counterplay.verifiers.text:Grounded",
     "citations": "counterplay.verifiers.text:Citations",
     "repetition": "counterplay.verifiers.length:Repetition",
+    "unit_tests": "counterplay.verifiers.code:UnitTests",
+    "compiles": "counterplay.verifiers.code:Compiles",
+    "lints": "counterplay.verifiers.code:Lints",
+    "patch_similarity": "counterplay.verifiers.code:PatchSimilarity",
+    "sql": "counterplay.verifiers.sql:SqlRewards",
 }
 TABLES = {
     "policy": "counterplay.verifiers.policy:PolicyRules.from_toml",

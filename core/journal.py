@@ -10,7 +10,6 @@ import asyncio
 import inspect
 from collections import Counter
 from collections.abc import Awaitable, Iterable, MutableMapping, Sequence
-from dataclasses import replace
 from math import isfinite
 from types import NoneType
 from typing import Any, Protocol
@@ -325,7 +324,11 @@ def step_from_json(fields: dict[str, Any]) -> Step:
 def _graded(step: Step) -> Step:
     """A step whose every observation has a grade: a plain environment's are `executed`, and never pass for better."""
     missing = len(step.observations) - len(step.grades)
-    return step if missing <= 0 else replace(step, grades=(*step.grades, *(Grade.EXECUTED,) * missing))
+    if missing <= 0:
+        return step
+    grades = (*step.grades, *(Grade.EXECUTED,) * missing)
+    flags = step.sampled, step.terminated, step.truncated, step.error, step.reward
+    return Step(step.action, step.observations, *flags, grades)  # a third of the time of dataclasses.replace
 
 
 def _checked(answer: Any) -> Sequence[Proposal]:

@@ -115,11 +115,8 @@ class JournalFile:
         cursor = self._connection.cursor()
         with transaction(cursor):
             first = next_number(cursor, "journal")
-            rows = [
-                {"number": first + i, "scope": scope, "key": key, "kind": kind, "answer": answer, "at_us": at_us}
-                for i, (scope, key, kind, answer, at_us) in enumerate(entries)
-            ]
-            with Incoming(cursor, rows) as incoming:
+            columns = dict(zip(("scope", "key", "kind", "answer", "at_us"), zip(*entries, strict=True), strict=True))
+            with Incoming(cursor, {"number": range(first, first + len(entries)), **columns}) as incoming:
                 cursor.execute(f"DELETE FROM journal j USING {incoming} i WHERE j.key = i.key AND j.scope = i.scope")  # noqa: S608
                 cursor.execute(f"INSERT INTO journal BY NAME SELECT * FROM {incoming}")  # noqa: S608
 

@@ -179,7 +179,7 @@ async def ask_all(
 
     One call of the verifier's `batch` where it has one, else its calls, at most `calls_at_once` of them in flight. A batch that raises
     is asked again one by one, so that one bad trajectory costs the others nothing; one that gives another number of opinions than it
-    was asked for is an error on all.
+    was asked for is an error on all, and so is one of a `relative` verifier that raises, for alone a trajectory is not compared.
     """
     identity = identity or verifier_identity(verifier)
     batch = batch_of(verifier)
@@ -194,7 +194,9 @@ async def ask_all(
             raise UserError(msg, "one opinion a trajectory, in order")  # noqa: TRY301
     except (StoreError, UserError) as error:
         return [_failed(name, trajectory, error) for trajectory in trajectories]
-    except Exception:  # noqa: BLE001  which of them it failed on shows one by one
+    except Exception as error:  # noqa: BLE001  which of them it failed on shows one by one
+        if is_relative(verifier):
+            return [_failed(name, trajectory, error) for trajectory in trajectories]
         return await _one_by_one(verifier, trajectories, identity)
     return [_read(answer, trajectory, identity) for answer, trajectory in zip(answers, trajectories, strict=True)]
 

@@ -12,10 +12,23 @@ from typing import Annotated, Any
 import typer
 
 from counterplay import console
-from counterplay.commands import datasets, effects, evaluating_verifiers, logs, playing, recording, simulating, trees, verifying
+from counterplay.commands import datasets, effects, evaluating_verifiers, learning, logs, playing, recording, simulating, trees, verifying
 from counterplay.commands.options import AsJson, app, bounded
 
-__all__ = ["app", "datasets", "effects", "evaluating_verifiers", "logs", "main", "playing", "recording", "simulating", "trees", "verifying"]
+__all__ = [
+    "app",
+    "datasets",
+    "effects",
+    "evaluating_verifiers",
+    "learning",
+    "logs",
+    "main",
+    "playing",
+    "recording",
+    "simulating",
+    "trees",
+    "verifying",
+]
 
 
 @app.command()

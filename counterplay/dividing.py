@@ -41,10 +41,13 @@ def divide(store: Store, traces: Sequence[Trace], plan: Plan) -> Division:
     chosen = [trace for trace in traces if trace.id in wanted]
     own = Budget.parse(plan.trace_budget).limits
     common = Amounts(**{kind: getattr(whole.limits, kind) for kind in KINDS if getattr(own, kind) is None})
-    shares = _shares(chosen, known, common)
-    if not shares:
-        return _evenly(traces, plan)
-    budgets = {share.trace: plan.made_of(share.limits, whole) for share in shares}
+    if all(getattr(common, kind) is None for kind in KINDS if kind != "seconds"):
+        budgets = {trace.id: plan.made_of(common, whole) for trace in chosen}  # nothing to divide: each gets its own, and all fit
+    else:
+        shares = _shares(chosen, known, common)
+        if not shares:
+            return _evenly(traces, plan)
+        budgets = {share.trace: plan.made_of(share.limits, whole) for share in shares}
     return Division(budgets, {trace.id: _elsewhere(known[trace.id]) for trace in traces if trace.id not in budgets})
 
 

@@ -75,7 +75,7 @@ def fit(
     from transformers import PrinterCallback
 
     ordered = sorted(sequences, key=_length, reverse=True)
-    with _quiet():
+    with quiet():
         model = _load_model(model_dir)
         _check_vocabulary(model, ordered, model_dir)
         if recipe.kind == "dpo":
@@ -107,7 +107,7 @@ def _settle_environment() -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars of the libraries, since progress is reported by `note`, and no warning about what they call in one another."""
     import datasets
     from transformers.utils import logging

@@ -18,6 +18,7 @@ from counterplay.core.errors import BudgetExceeded, UserError
 from counterplay.core.nouns import Proposal, Trajectory
 from counterplay.core.tool_errors import is_error
 from counterplay.search.archive import abstraction
+from counterplay.search.draws import FailedProposal
 from counterplay.search.engine import Engine
 from counterplay.search.localise import Bisection, Localisation, bisect, falls_of
 from counterplay.search.logged import LoggedPath
@@ -69,9 +70,10 @@ def entropy(_trajectory: Trajectory, draws: Mapping[int, Sequence[Proposal]], lo
 
     Else the entropy of the draws by action signature, H = -sum q ln q + (K - 1) / 2n (Miller and Madow), for K different actions
     among n. Steps without draws: -log P of the logged action, from `logprobs` by step. The three are not mixed: the first that is known
-    for every step that has any is used, else the second.
+    for every step that has any is used, else the second. Calls that failed are no draws.
     """
-    drawn = {t: list(here) for t, here in draws.items() if here}
+    answered = {t: [proposal for proposal in here if not isinstance(proposal, FailedProposal)] for t, here in draws.items()}
+    drawn = {t: here for t, here in answered.items() if here}
     if not drawn:
         return _ranked((t, -log, f"the logged action had log-probability {log:.2f}") for t, log in sorted((logprobs or {}).items()))
     exact = all(proposal.logprob is not None for here in drawn.values() for proposal in here)

@@ -92,6 +92,9 @@ class Limiter:
                 heapq.heappop(self._ready)
                 lane.queued = False
                 continue
+            if request.leave.cancelled():  # given up a moment ago: its task has not come round to taking it out
+                lane.remove(request)
+                continue
             wait_s = self._wait_s(request.tokens)
             if wait_s > 0:
                 self._later(wait_s)
@@ -192,8 +195,11 @@ class Lane:
         return self.waiting[self._last][0]
 
     def remove(self, request: _Request) -> None:
+        """Take a request out, where it waits still."""
         key = request.state.key
-        here = self.waiting[key]
+        here = self.waiting.get(key)
+        if here is None or request not in here:
+            return
         here.remove(request)
         if not here:
             del self.waiting[key]

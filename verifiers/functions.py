@@ -15,7 +15,8 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from hashlib import blake2b
-from pathlib import PurePath
+from importlib.machinery import ModuleSpec
+from pathlib import Path, PurePath
 from types import CodeType, FunctionType
 from typing import Any, TypeVar, cast, overload
 
@@ -127,35 +128,63 @@ class _Told:
                 if ast.get_docstring(node, clean=False) is not None:
                     node.body = node.body[1:] or [ast.Pass()]
         self.parts.add(ast.unparse(tree))
+        within = _defined(node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom))
         for node in ast.walk(tree):
             if isinstance(node, ast.Name):
                 self._name(node.id, module)
+                self._follow(within.get(node.id, ()), node.id, module)
+            elif isinstance(node, ast.Attribute):
+                self._attribute(node, module, within)
 
     def _name(self, name: str, module: str) -> None:
         if (module, name) in self._seen:
             return
         self._seen.add((module, name))
-        for node in self._definitions(module).get(name, ()):
+        self._follow(self._definitions(module).get(name, ()), name, module)
+
+    def _follow(self, definitions: Iterable[ast.stmt], name: str, module: str) -> None:
+        for node in definitions:
             if isinstance(node, ast.ImportFrom):
-                origin = importlib.util.resolve_name("." * node.level + (node.module or ""), _package(module))
-                if origin.partition(".")[0] == self.home:
-                    self._name(next((a.name for a in node.names if (a.asname or a.name) == name), name), origin)
-            else:
+                origin = _origin(node, module)
+                if self._at_home(origin):
+                    self._name(_original(node, name), origin)
+            elif not isinstance(node, ast.Import):
                 self._add(node, module)
+
+    def _attribute(self, node: ast.Attribute, module: str, within: Mapping[str, Sequence[ast.stmt]]) -> None:
+        """What `module.name` names, where the module is one of the package, however it was imported."""
+        root, *names = _path(node)
+        for made in (*self._definitions(module).get(root, ()), *within.get(root, ())):
+            origin = _module(made, root, module)
+            for name in names:
+                if not self._at_home(origin):
+                    break
+                if name in self._definitions(origin) or _spec(f"{origin}.{name}") is None:
+                    self._name(name, origin)
+                    break
+                origin = f"{origin}.{name}"
+
+    def _at_home(self, module: str) -> bool:
+        return module.partition(".")[0] == self.home
 
     def _definitions(self, module: str) -> dict[str, list[ast.stmt]]:
         """What each name of a module is made by, at its top level; empty where its source can't be had."""
         if module not in self._modules:
             try:
-                tree = ast.parse(inspect.getsource(sys.modules[module]))
-            except (KeyError, OSError, TypeError, SyntaxError):
+                tree = ast.parse(_source(module))
+            except (OSError, TypeError, SyntaxError):
                 tree = ast.Module([], [])
-            found: dict[str, list[ast.stmt]] = {}
-            for node in _top_level(tree.body):
-                for name in _bound(node):
-                    found.setdefault(name, []).append(node)
-            self._modules[module] = found
+            self._modules[module] = _defined(_top_level(tree.body))
         return self._modules[module]
+
+
+def _defined(nodes: Iterable[ast.stmt]) -> dict[str, list[ast.stmt]]:
+    """The statements that make each name."""
+    found: dict[str, list[ast.stmt]] = {}
+    for node in nodes:
+        for name in _bound(node):
+            found.setdefault(name, []).append(node)
+    return found
 
 
 def _top_level(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
@@ -171,14 +200,59 @@ def _bound(node: ast.stmt) -> list[str]:
         return [node.name]
     if isinstance(node, ast.ImportFrom):
         return [alias.asname or alias.name for alias in node.names]
+    if isinstance(node, ast.Import):
+        return [alias.asname or alias.name.partition(".")[0] for alias in node.names]
     if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
         return [name.id for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)]
     return []
 
 
-def _package(module: str) -> str:
-    spec = getattr(sys.modules.get(module), "__spec__", None)
-    return spec.parent if spec is not None and spec.parent else module.rpartition(".")[0]
+def _original(node: ast.ImportFrom, name: str) -> str:
+    return next((alias.name for alias in node.names if (alias.asname or alias.name) == name), name)
+
+
+def _origin(node: ast.ImportFrom, module: str) -> str:
+    """The module that names are imported from; empty where it is relative to none."""
+    spec = _spec(module)
+    package = spec.parent if spec is not None and spec.parent else module.rpartition(".")[0]
+    if node.level and not package:
+        return ""
+    return importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+
+
+def _module(made: ast.stmt, name: str, module: str) -> str:
+    """The module that `name` is where this import makes it; empty where no import does."""
+    if isinstance(made, ast.Import):
+        return next((alias.name for alias in made.names if alias.asname == name), name)
+    return f"{_origin(made, module)}.{_original(made, name)}" if isinstance(made, ast.ImportFrom) else ""
+
+
+def _path(node: ast.Attribute) -> list[str]:
+    """The names in `a.b.c`; one that is empty where it begins with none."""
+    names, value = [node.attr], node.value
+    while isinstance(value, ast.Attribute):
+        names.append(value.attr)
+        value = value.value
+    return [value.id, *reversed(names)] if isinstance(value, ast.Name) else [""]
+
+
+def _spec(module: str) -> ModuleSpec | None:
+    """Where a module is; nothing is imported for it, so that it is told the same before it was used as after."""
+    if module in sys.modules:
+        return getattr(sys.modules[module], "__spec__", None)
+    above = _spec(module.rpartition(".")[0]) if "." in module else None
+    if above is None or above.submodule_search_locations is None:
+        return None
+    found = (finder.find_spec(module, above.submodule_search_locations, None) for finder in sys.meta_path)
+    return next((spec for spec in found if spec is not None), None)
+
+
+def _source(module: str) -> str:
+    """Raises OSError where there is none."""
+    if module in sys.modules:
+        return inspect.getsource(sys.modules[module])
+    spec = _spec(module)
+    return importlib.util.decode_source(Path(spec.origin or "").read_bytes()) if spec is not None else ""
 
 
 def _functions(target: Any) -> list[FunctionType]:

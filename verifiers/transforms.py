@@ -103,7 +103,7 @@ class Summed(OverSteps):
     def answer(self, trajectory: Trajectory, answers: Sequence[Score | None]) -> Score | None:
         rewards = self._rewards(trajectory, answers)
         known = [reward for reward in rewards if reward is not None]
-        if not known:
+        if not known or (answers and all(answer is None for answer in answers)):
             return None
         total = math.fsum(known)
         skipped = sum(idle(trajectory))

@@ -231,6 +231,16 @@ async def test_a_comparison_is_kept_for_its_own_company_alone():
     assert ranks.batches[2:] == [[7, 8]] * 2  # what failed is asked about again with all of its company
 
 
+async def test_a_comparison_that_fails_is_not_made_up_of_lone_questions_and_not_kept(monkeypatch):
+    journal, ranks = MemoryJournal(), Ranks()
+    asked = JournaledVerifier(ranks, journal)
+    with monkeypatch.context() as down:
+        down.setattr(Ranks, "batch", lambda *_: 1 / 0)
+        assert all(isinstance(answer, VerifierError) for answer in await asked.batch(LINES[4:7]))
+    assert not journal.entries
+    assert [s.value for s in await asked.batch(LINES[4:7])] == [0.0, 0.1, 0.2]
+
+
 def test_what_compares_is_not_cached():
     with pytest.raises(ValueError, match="lengths, which compares"):
         cached(Ranks())

@@ -89,6 +89,17 @@ def test_a_trace_budget_goes_to_those_that_promise_most(store):
     assert set(limits_of(own_time, "seconds").values()) == {5}
 
 
+def test_a_trace_budget_that_lasts_for_all_goes_to_all(store):
+    tasks = {"hopeless": (0, 200), "unsure": (4, 4), "new": (0, 1)}
+    for task, (won, lost) in tasks.items():
+        store.ingest(history(task, won, lost))
+    traces = [store.trace(f"{task}/0") for task in tasks]
+    division = divide(store, traces, Plan(budget="model_calls=60", trace_budget="model_calls=20"))
+    assert set(limits_of(division, "model_calls").values()) == {20}
+    assert len(division.budgets) == 3
+    assert not division.skipped
+
+
 def test_a_dollar_is_not_spread_over_traces_that_get_no_line_of_it(store):
     priced = [
         replace(trace, calls=(Call(0, usage=Usage(cost_usd=1.0)),)) for trace in (history("unsure", 4, 4)[0], history("hopeless", 0, 8)[0])

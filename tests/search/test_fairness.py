@@ -207,6 +207,20 @@ async def test_a_request_given_up_takes_no_turn():
     assert not lane.waiting
 
 
+async def test_a_request_given_up_in_the_moment_another_ends_takes_no_turn():
+    limiter = Limiter(1)
+    lane = limiter.lane()
+    holding = await lane.take(asked("a"))
+    given_up, waiting = (asyncio.ensure_future(lane.take(asked(text))) for text in "bc")
+    await asyncio.sleep(0)
+    given_up.cancel()
+    holding.end()  # before the cancelled task has run
+    (await waiting).end()
+    assert limiter.in_flight == 0
+    assert given_up.cancelled()
+    assert not lane.waiting
+
+
 class Clock:
     """Time that passes only while the event loop waits for it."""
 

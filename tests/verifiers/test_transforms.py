@@ -160,6 +160,7 @@ async def test_summed_by_hand():
     assert (await ask(summed(kind, "delta"), trajectory)).value == pytest.approx(0.9)
     assert await summed(kind, "delta").rewards(trajectory) == [pytest.approx(0.6), pytest.approx(0.3), None, 0.0, 0.0]
     assert await ask(summed(kind), line("read9")) is None
+    assert await ask(summed(kind), line("read9", "read9")) is None  # an idle step is no opinion
     assert await ask(summed(kind), line()) is None
     assert (await ask(unpadded(kind, penalty=0.1), line("read2", "read1", "read1"))).value == pytest.approx(0.9 * 0.9)
     assert await ask(unpadded(kind), line("read9")) is None

@@ -84,6 +84,10 @@ def trees(store: Store, traces: Sequence[Trace], algorithms: Sequence[str] | Non
     rows = [row for row in _finished(store) if (not algorithms or row.algorithm in algorithms) and row.trace in by_id]
     if not rows:
         wanted = f"one by {', '.join(algorithms)}" if algorithms else "at least one"
+        unfinished = sum(not row.stopped and row.trace in by_id for row in store.searches())
+        if unfinished:
+            got = f"got no search of these traces in {store.path} that has ended, and {unfinished} under way or killed"
+            raise UserError(got, wanted, "Run the same search again: it goes on where it stopped.")
         raise UserError(f"got no search of these traces in {store.path}", wanted, "Search first: counterplay search.")
     return [SourcedTree.of(store.search(row.id), [by_id[row.trace]]) for row in rows if row.trace is not None]
 

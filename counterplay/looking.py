@@ -42,7 +42,7 @@ def copied(path: Path, folder: Path) -> Path:
     copy = folder / path.name
     for _ in range(_TRIES):
         before = _changed_ns(path)
-        if time.time_ns() - before < _TICK_S * 1e9:  # the clock of a file system is coarse: a change may share its time with the one before
+        if 0 <= time.time_ns() - before < _TICK_S * 1e9:  # a file system's clock is coarse: a change may share its time with the last
             time.sleep(_TICK_S)
             continue
         shutil.copyfile(path, copy)

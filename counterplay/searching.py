@@ -157,7 +157,9 @@ class Searching:
         config |= {name: value for name, value in told.items() if value}
         belongs = {"trace": trace.id, "task": trace.task, "fork_step": 0 if plan.algorithm in LOGGED else len(start.state)}
         given = {"siblings": [other.trajectory for other in siblings]} if siblings and plan.algorithm in LOGGED else {}
-        run = partial(find(plan.algorithm), **options, **given, on_wave=self.shelf.watch(search_id, config, **belongs))
+        ended = search_id in self.held and self.held[search_id].stopped
+        watch = None if ended else self.shelf.watch(search_id, config, **belongs)  # what has ended gives way to what has ended alone
+        run = partial(find(plan.algorithm), **options, **given, on_wave=watch)
         with stopping(plan.condition):
             tree = await run(start.state, parts.policy, parts.environment, parts.verifier, budget)
         tree.used = start.used + tree.used

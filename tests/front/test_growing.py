@@ -84,6 +84,23 @@ async def test_a_search_that_is_cut_off_leaves_what_it_has_and_goes_on_to_the_sa
         assert store.verify() == []
 
 
+async def test_a_tree_that_has_ended_is_not_lost_to_one_that_is_cut_off(asked, eager):
+    with Store.open(":memory:") as store:
+        PARTS.policy, trace, plan = Mover(), logged("t"), Plan("mcts", MCTS)
+        store.ingest([trace])
+        report = await search(store, [trace], asked, plan)
+        hurt = replace(store.search(report.searches[0]), stopped="budget: seconds")  # so it is searched again
+        store.put_search(hurt)
+        PARTS.policy = Mover()
+        with pytest.MonkeyPatch.context() as cut:
+            cut.setattr("counterplay.searching.usage_config", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                await search(store, [trace], asked, plan)
+        assert store.search(hurt.id) == hurt
+        assert (await search(store, [trace], asked, plan)).resumed == 0
+        assert store.search(hurt.id).stopped == "30 simulations"
+
+
 async def test_exporters_leave_out_what_is_not_finished(asked, eager, tmp_path):
     with Store.open(":memory:") as store:
         PARTS.policy, trace = Mover(0.9), logged("t")
@@ -233,6 +250,14 @@ def test_what_is_no_store_or_is_open_here_is_refused(tmp_path):
         pass
     with pytest.raises(UserError, match="does not exist"), looked_at(tmp_path / "none"):
         pass
+
+
+def test_a_store_that_another_clock_dates_ahead_is_copied(tmp_path):
+    path = tmp_path / "s.duckdb"
+    path.write_bytes(b"x")
+    os.utime(path, ns=(0, time.time_ns() + 3600 * 10**9))
+    (tmp_path / "copies").mkdir()
+    assert copied(path, tmp_path / "copies").read_bytes() == b"x"
 
 
 def test_a_store_that_never_rests_is_not_copied(tmp_path, monkeypatch):

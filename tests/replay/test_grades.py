@@ -57,6 +57,7 @@ def searched(log: Trajectory, grade: Grade) -> SearchTree:
         leaf.score = Score(value, "", "test", "1")
         for _ in range(8):
             leaf.backup(value)
+    tree.stop("played")
     return tree
 
 

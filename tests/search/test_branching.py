@@ -11,6 +11,7 @@ from counterplay.core.errors import UserError
 from counterplay.core.nouns import Call, Message, Outcome, Proposal, Source, Step, ToolCall, Trace, Trajectory, Usage
 from counterplay.core.tool_errors import is_error
 from counterplay.search.branching import Fork, choose, entropy, every, pivot, rare_state, tool_error, value_drop
+from counterplay.search.draws import FailedProposal
 from counterplay.search.engine import Engine
 from counterplay.search.fork import fork_best_of_n
 from counterplay.search.logged import logged_path
@@ -100,6 +101,9 @@ def test_entropy_from_draws():
     assert steps_of(mixed) == [1]
     assert [(fork.step, fork.weight) for fork in entropy(log, {}, {0: -0.5, 2: -4.0})] == [(2, 4.0), (0, 0.5)]
     assert entropy(log, {0: []}) == []
+    failed = FailedProposal.of("the server is down")  # says nothing of the policy, and takes nothing from what is known elsewhere
+    certain = {0: drawn("x", "y", logprobs=[-1.0, -2.0]), 1: [*drawn("x", logprobs=[-0.5]), failed], 2: (failed,)}
+    assert [(fork.step, fork.weight) for fork in entropy(log, certain)] == [(0, 1.5), (1, 0.5)]
 
 
 @pytest.mark.parametrize("localisation", ["pivot", "entropy"])

@@ -117,8 +117,8 @@ def _polite(trajectory):
 }
 
 
-def version_of(folder: Path, changes=()) -> str:
-    for name, text in HOUSE.items():
+def version_of(folder: Path, changes=(), house=HOUSE) -> str:
+    for name, text in house.items():
         for old, new in changes:
             text = text.replace(old, new)  # noqa: PLW2901
         (folder / name).parent.mkdir(exist_ok=True, parents=True)
@@ -153,6 +153,25 @@ def version_of(folder: Path, changes=()) -> str:
 )
 def test_the_version_follows_what_the_code_does_wherever_it_stands(tmp_path, changes, same):
     assert (version_of(tmp_path / "one") == version_of(tmp_path / "two", changes)) is same
+
+
+@pytest.mark.parametrize(
+    ("imported", "within", "called"),
+    [
+        ("from . import limits", "", "limits.within"),
+        ("import house.limits", "", "house.limits.within"),
+        ("import house.limits as bounds", "", "bounds.within"),
+        ("", "from .limits import within as fits", "fits"),
+        ("", "from house import limits", "limits.within"),
+    ],
+)
+def test_a_helper_counts_however_it_is_imported(tmp_path, imported, within, called):
+    rules = HOUSE["house/rules.py"].replace("from .limits import within", imported).replace("within(", f"{called}(")
+    house = {**HOUSE, "house/rules.py": rules.replace("    # a comment", f"    {within}")}
+    first = version_of(tmp_path / "one", house=house)
+    assert version_of(tmp_path / "two", [("OTHER = 1", "OTHER = 2")], house) == first
+    assert version_of(tmp_path / "three", [("n <= MOST", "n < MOST")], house) != first
+    assert version_of(tmp_path / "four", [("MOST = 3", "MOST = 4")], house) != first
 
 
 def test_versions_are_the_same_in_every_process():

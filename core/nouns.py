@@ -395,6 +395,11 @@ class Outcome:
     source: OutcomeSource = "unknown"
     details: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def succeeded(self) -> bool | None:
+        """`success` where the source says it, else whether the reward is 1 (all there is to get) or more; None where neither is known."""
+        return self.reward >= 1.0 if self.success is None and self.reward is not None else self.success
+
 
 Coverage: TypeAlias = Literal["full", "stitched", "partial", "none"]
 

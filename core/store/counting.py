@@ -57,7 +57,9 @@ _PLACES = (
     (re.compile(r"\b(?:0x)?[0-9a-fA-F]*\d[0-9a-fA-F]*(?:[.,]\d+)*\b"), "N"),
 )
 
-_OUTCOME = "CASE WHEN success THEN 'success' WHEN NOT success THEN 'failed' ELSE 'unknown' END"
+SUCCEEDED = "coalesce(success, reward >= 1)"
+"""SQL for `Outcome.succeeded`."""
+_OUTCOME = f"CASE WHEN {SUCCEEDED} THEN 'success' WHEN NOT {SUCCEEDED} THEN 'failed' ELSE 'unknown' END"
 
 
 def stats(connection: DuckDBPyConnection, path: str, journal: int) -> Stats:

@@ -125,13 +125,15 @@ class Store:
         source: str | None = None,
         limit: int | None = None,
     ) -> list[TraceRow]:
-        """Summaries in the order of ingest. `success` is True, False, None (not known) or left out for all; `source` a format name."""
+        """Summaries in the order of ingest. `success` (`Outcome.succeeded`) is True, False, None (not known) or left out for all; `source`
+        is a format name.
+        """
         wanted = {"task": task, "agent": agent, "format": source}
         given = {name: shelved(value) for name, value in wanted.items() if value is not None}
         where = ["current", *(f"{name} = ?" for name in given)]
         parameters: list[Any] = list(given.values())
         if success is not ...:
-            where.append("success IS NOT DISTINCT FROM ?")
+            where.append(f"{counting.SUCCEEDED} IS NOT DISTINCT FROM ?")
             parameters.append(success)
         query = f"SELECT {_TRACE_COLUMNS} FROM trace WHERE {' AND '.join(where)} ORDER BY number"  # noqa: S608  names of our own
         if limit is not None:

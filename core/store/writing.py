@@ -58,7 +58,7 @@ class Ingest:
         with _uncollected():
             self._drafts[trace.id] = draft = TraceDraft.of(trace)
         self._bytes += sum(sum(map(len, context.wires)) for context in draft.trajectories)
-        self._counts[{True: "succeeded", False: "failed", None: "unknown"}[trace.outcome.success]] += 1
+        self._counts[{True: "succeeded", False: "failed", None: "unknown"}[trace.outcome.succeeded]] += 1
         if trace.task is not None:
             self._tasks.add(trace.task)
 

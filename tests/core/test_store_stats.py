@@ -1,6 +1,8 @@
 """What stats says of completeness, scores and the quarantine."""
 
-from counterplay.core.nouns import Call, Completeness, LoggedScore, Message, Source, Step, Trace, Trajectory
+from dataclasses import replace
+
+from counterplay.core.nouns import Call, Completeness, LoggedScore, Message, Outcome, Source, Step, Trace, Trajectory
 from counterplay.core.records import Rejected
 from counterplay.core.store import Store
 
@@ -70,3 +72,13 @@ def test_reasons_that_differ_in_a_place_only_are_one():
         "no role": 1,
     }
     assert {group.where for group in stats.quarantined} == {"f\udc800", "f\udc802:2", "f\udc804:4", "f\udc806:6", "f\udc807:7"}
+
+
+def test_a_run_that_was_only_paid_has_succeeded_where_it_was_paid_in_full():
+    outcomes = {"paid": Outcome(1.0), "half": Outcome(0.5), "said": Outcome(0.2, success=True), "denied": Outcome(1.0, success=False)}
+    with Store.open(":memory:") as store:
+        report = store.ingest([replace(logged(name), outcome=outcome) for name, outcome in {**outcomes, "silent": Outcome()}.items()])
+        assert (report.succeeded, report.failed, report.unknown) == (2, 2, 1)
+        assert store.stats().outcomes == {"success": 2, "failed": 2, "unknown": 1}
+        held = {success: [row.id for row in store.traces(success=success)] for success in (True, False, None)}
+    assert held == {True: ["paid", "said"], False: ["half", "denied"], None: ["silent"]}

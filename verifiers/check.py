@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import islice
@@ -29,7 +29,7 @@ class Report:
     """What was seen. `problems` is empty for a verifier that may be used; `warnings` are worth a look.
 
     `opinions` counts scores on `asked` trajectories and prefixes; `separation` is the mean score of successes minus that of
-    failures among finished trajectories with a known outcome, None where one of the two is missing; `mean_ms` is per question.
+    failures among whole trajectories with a known outcome, None where one of the two is missing; `mean_ms` is per question.
     """
 
     name: str
@@ -46,12 +46,14 @@ async def check(
     verifier: Verifier,
     trajectories: Sequence[Trajectory],
     *,
+    successes: Sequence[bool | None] | None = None,
     prefixes: int = 4,
     probes: Mapping[str, Trajectory] | None = None,
     together: int | None = 16,
 ) -> Report:
     """Ask `verifier` about every trajectory, evenly spaced `prefixes` of it and its bare prompt, and about `probes`.
 
+    `successes` says of each trajectory whether it ended well, None where that is not known; without it, the reward of a last step says so.
     Each question is put twice, forwards and backwards; the first `together` of them (None: all) also at once, in threads where the
     verifier does not wait for anything, and as a batch where it has one.
     """
@@ -64,7 +66,14 @@ async def check(
     await seen.at_once(together)
     seen.settings()
     answers = [answer for answer in seen.answers.values() if isinstance(answer, Score)]
-    separation = _separation([(questions[label], answer) for label, answer in seen.answers.items() if label not in (probes or {})])
+    wholes = [seen.answers[_label(number, len(trajectory))] for number, trajectory in enumerate(trajectories)]
+    separation = _separation(list(zip(successes or map(_paid, trajectories), wholes, strict=True)))
+    silent = [trajectory for trajectory, answer in zip(trajectories, wholes, strict=True) if answer is None]
+    warnings = (
+        *_warnings(version, len(questions), answers, separation),
+        *without_end(trajectories, silent),
+        *notes_of(verifier, trajectories),
+    )
     return Report(
         name,
         version,
@@ -73,7 +82,7 @@ async def check(
         separation,
         500 * elapsed_s / max(len(questions), 1),
         tuple(seen.problems.values()),
-        _warnings(version, len(questions), len(answers), separation),
+        warnings,
     )
 
 
@@ -82,8 +91,45 @@ def named(trajectories: Sequence[Trajectory], prefixes: int, probes: Mapping[str
     found: dict[str, Trajectory] = {}
     for number, trajectory in enumerate(trajectories):
         lengths = {round(len(trajectory) * i / (prefixes + 1)) for i in range(prefixes + 1)} | {len(trajectory)}
-        found |= {f"trajectory {number}, first {length} steps": trajectory.prefix(length) for length in sorted(lengths)}
+        found |= {_label(number, length): trajectory.prefix(length) for length in sorted(lengths)}
     return {**found, **probes}
+
+
+def without_end(trajectories: Sequence[Trajectory], silent: Sequence[Trajectory]) -> Iterator[str]:
+    """What to say where runs have no end in the log and a verifier is `silent` on every one of them."""
+    endless = sum(not trajectory.finished for trajectory in trajectories)
+    if endless and endless == sum(not trajectory.finished for trajectory in silent):
+        said = f"{endless} of {len(trajectories)} runs have no end in the log"
+        yield f"{said}: verifiers of finished runs have no opinion on {'it' if endless == 1 else 'them'}"
+
+
+def without_change(scores: Sequence[float]) -> Iterator[str]:
+    """What to say where a verifier gave one and the same score to everything."""
+    if len(scores) > 1 and max(scores) - min(scores) <= SAME:
+        yield f"its score never varies: all {len(scores)} opinions are {scores[0]:.3g}, so it tells nothing apart here"
+
+
+def notes_of(verifier: object, trajectories: Sequence[Trajectory]) -> tuple[str, ...]:
+    """What a verifier, and the parts it is made of, have to say themselves: the texts of `notes(trajectories)` where one has it."""
+    notes = getattr(verifier, "notes", None)
+    own = tuple(notes(trajectories)) if callable(notes) else ()
+    return (*own, *(note for part in parts_of(verifier) for note in notes_of(part, trajectories)))
+
+
+def parts_of(verifier: object) -> list[object]:
+    """The verifiers that a verifier is made of; empty for a plain one."""
+    parts = getattr(verifier, "parts", None)
+    held = [*(parts if isinstance(parts, list | tuple) else ()), getattr(verifier, "verifier", None)]
+    return [part for part in held if part is not None]
+
+
+def _label(number: int, length: int) -> str:
+    return f"trajectory {number}, first {length} steps"
+
+
+def _paid(trajectory: Trajectory) -> bool | None:
+    reward = trajectory.steps[-1].reward if trajectory.finished else None
+    return None if reward is None else reward > 0.5
 
 
 class Examination:
@@ -218,17 +264,18 @@ def _other(value: object) -> object:
     return f"{value}_" if isinstance(value, str) else None
 
 
-def _separation(answers: Sequence[tuple[Trajectory, Answer]]) -> float | None:
+def _separation(answers: Sequence[tuple[bool | None, Answer]]) -> float | None:
     values: dict[bool, list[float]] = {True: [], False: []}
-    for trajectory, answer in answers:
-        if isinstance(answer, Score) and trajectory.finished and trajectory.steps[-1].reward is not None:
-            values[trajectory.steps[-1].reward > 0.5].append(answer.value)
+    for success, answer in answers:
+        if isinstance(answer, Score) and success is not None:
+            values[success].append(answer.value)
     if not values[True] or not values[False]:
         return None
-    return sum(values[True]) / len(values[True]) - sum(values[False]) / len(values[False])
+    found = sum(values[True]) / len(values[True]) - sum(values[False]) / len(values[False])
+    return 0.0 if abs(found) <= SAME else found
 
 
-def _warnings(version: str, asked: int, opinions: int, separation: float | None) -> tuple[str, ...]:
+def _warnings(version: str, asked: int, opinions: Sequence[Score], separation: float | None) -> tuple[str, ...]:
     found = []
     if not version:
         found.append("it has no version: scores of two revisions can't be told apart (decorate it with @verifier, or set `version`)")
@@ -236,4 +283,4 @@ def _warnings(version: str, asked: int, opinions: int, separation: float | None)
         found.append("it had no opinion on anything it was asked")
     if separation is not None and separation <= 0:
         found.append(f"it scores logged failures no lower than successes (separation {separation:+.2f})")
-    return tuple(found)
+    return (*found, *without_change([opinion.value for opinion in opinions]))

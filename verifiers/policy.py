@@ -6,12 +6,13 @@ what may still follow is asked for only at the end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Self
 
+from counterplay.core.canonical import content_key
 from counterplay.core.effects import EXTERNAL, Effect
 from counterplay.core.nouns import Score, Step, Trajectory
 from counterplay.verifiers.packs import Change, Finding, Fold, Index, Pack, Use, changed, matches, uses_of
@@ -62,11 +63,20 @@ class PolicyRules(Pack):
     `write(order:{order_id})`) where the trajectory's own tools don't; it is read by rules that are `fresh`.
     """
 
-    name: ClassVar[str] = "policy"
     rules: tuple[Rule, ...] = ()
     effects: tuple[tuple[str, str], ...] = ()
     title: str = "policy"
     decay: float = 0.5
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """`policy:` and the title, so that several policies can be told apart; `policy` without a title."""
+        return "policy" if self.title == "policy" else f"policy:{self.title}"
+
+    @cached_property
+    def version(self) -> str:  # type: ignore[override]
+        """The version of the pack, and 6 hex digits of what the policy asks for."""
+        return f"1.{content_key(repr((self.rules, self.effects, self.decay)))[:6]}"
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Self:
@@ -93,6 +103,22 @@ class PolicyRules(Pack):
         state = self._fold(trajectory)
         owed = [self._missing(each) for each in state.owed] if trajectory.finished else []
         return sorted((*state.findings, *owed), key=lambda finding: finding.step)
+
+    def notes(self, trajectories: Sequence[Trajectory]) -> list[str]:
+        """Which rules are about no tool that these trajectories declare or call, and which other names in rules fit none."""
+        names = {tool.name for trajectory in trajectories for tool in trajectory.tools}
+        names |= {call.name for trajectory in trajectories for message in trajectory.messages for call in message.tool_calls}
+        unused, others = [], []
+        for number, rule in enumerate(self.rules):
+            label = rule.name or f"rule {number + 1}"
+            missed = rule.strangers(names)
+            if missed.get("on") == rule.on:
+                unused.append(f"{label} ({', '.join(rule.on)})")
+                continue
+            others += [f"{', '.join(patterns)} (`{key}` of {label})" for key, patterns in missed.items()]
+        told = f"{self.name}: these rules never applied, for no tool of these runs is called so: {', '.join(unused)}"
+        more = f"{self.name}: no tool of these runs is called {'; '.join(others)}"
+        return [text for text, found in ((told, unused), (more, others)) if found]
 
     @cached_property
     def _fold(self) -> Fold[_State]:

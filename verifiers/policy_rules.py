@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -86,6 +86,15 @@ class Rule:
     def applies(self, use: Use) -> bool:
         return matches(use.call.name, self.on) and (not self.when or _mismatch(self.when, use.call.args or {}) is None)
 
+    def strangers(self, names: Collection[str]) -> dict[str, tuple[str, ...]]:
+        """By setting, the patterns of tools that fit none of `names`; `seen_in` may also mean the user or the system."""
+        held = {"on": self.on, "requires": self.requires, "then": self.then, "seen_in": self.seen_in}
+        missed = {
+            key: tuple(each for each in patterns if not _fits(each, (*names, "user", "system") if key == "seen_in" else names))
+            for key, patterns in held.items()
+        }
+        return {key: patterns for key, patterns in missed.items() if patterns}
+
     def values(self, use: Use, names: tuple[str, ...]) -> tuple[str, ...]:
         """The values of these arguments of a call as text; empty where it has none."""
         args = use.call.args or {}
@@ -113,6 +122,10 @@ class Rule:
             for value in leaves(at(use.call.args or {}, name)):
                 if not isinstance(value, bool) and str(value).strip():
                     yield name, _text(value)
+
+
+def _fits(pattern: str, names: Collection[str]) -> bool:
+    return any(matches(name, (pattern,)) for name in names)
 
 
 def explicit_yes(text: str, words: tuple[str, ...]) -> bool:

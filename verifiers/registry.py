@@ -43,6 +43,15 @@ SPELLED = {
 }
 """Names that say what a verifier is made of, such as `judge:MODEL?mode=step` or `prm:FOLDER`, and who reads them."""
 
+FORMS = {
+    "policy": "policy:FILE.toml",
+    "double_entry": "double_entry:FILE.toml",
+    "judge": "judge:MODEL",
+    "prm": "prm:FOLDER",
+    "implicit-prm": "implicit-prm:POLICY,REFERENCE",
+}
+"""How the names of `TABLES` and `SPELLED` are written."""
+
 
 @dataclass(frozen=True, slots=True)
 class Listing:
@@ -59,12 +68,19 @@ def available() -> list[Listing]:
     return built_in + [Listing(point.name, point.value, _distribution(point)) for point in _plugins()]
 
 
+def forms() -> list[tuple[str, str]]:
+    """Every form in which a name says what the verifier is made of, and who reads it."""
+    return [(form, (TABLES | SPELLED)[kind]) for kind, form in FORMS.items()]
+
+
 def load(spec: str) -> Verifier:
     """The verifier `spec` names: a known name, one of `TABLES` or `SPELLED`, or `module:attr`. A class is instantiated without arguments.
 
     Raises UserError where the name is unknown, the module can't be imported, or what it holds can't be called.
     """
     kind, colon, rest = spec.partition(":")
+    if colon and kind in FORMS and not rest:
+        raise UserError(f"got verifier {spec!r}", FORMS[kind])
     if colon and kind in TABLES:
         return _callable(resolve(TABLES[kind], "verifier")(Path(rest)), spec)
     if colon and kind in SPELLED:
@@ -77,9 +93,9 @@ def load(spec: str) -> Verifier:
         if point.name == spec:
             return _callable(_load_plugin(point), spec)
     known = [listing.name for listing in available()]
-    close = difflib.get_close_matches(spec, known)
-    hint = f"Did you mean {close[0]}?" if close else "List them with: counterplay verifiers list"
-    raise UserError(f"got verifier {spec!r}", f"one of {', '.join(known)}, or module:attr", hint)
+    close = difflib.get_close_matches(spec, [*known, *FORMS])
+    hint = f"Did you mean {FORMS.get(close[0], close[0])}?" if close else "List them with: counterplay verifiers list"
+    raise UserError(f"got verifier {spec!r}", f"one of {', '.join((*known, *FORMS.values()))}, or module:attr", hint)
 
 
 def _plugins() -> Iterator[EntryPoint]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from counterplay import console
 from counterplay.commands.options import DEFAULT_STORE, AsJson, Limit, Seed, bounded
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 @verifiers_app.command("evaluate")
 @bounded
 def verifiers_evaluate(
-    names: Annotated[list[str], typer.Argument(help="NAME or module:attr; several are compared.")],
+    names: Annotated[list[str], typer.Argument(help="NAME, a form such as policy:FILE.toml, or module:attr; several are compared.")],
     store: Annotated[
         Path | None, typer.Option("--store", help="The store whose traces hold the truth.", envvar="COUNTERPLAY_STORE")
     ] = None,
@@ -36,7 +37,7 @@ def verifiers_evaluate(
     limit: Limit = None,
     probed: Annotated[int, typer.Option("--probed", min=0, help="Trajectories to probe; 0 leaves the probes out.")] = 100,
     seed: Seed = 0,
-    check: Annotated[bool, typer.Option("--check", help="Exit with 1 where a verifier can be gamed.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Exit with 1 where a verifier can be gamed, or fails on any question.")] = False,
     report: Annotated[Path | None, typer.Option("--report", help="Folder for index.html, report.md and report.json.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -57,10 +58,15 @@ def verifiers_evaluate(
     for evaluation in evaluations:
         columns = ["probe", "trajectories", "share that rises", "mean change"]
         shown += [console.table(f"{named(evaluation)}: {verdict(evaluation)}", columns, probe_rows(evaluation))]
-    human = [*shown, *(f"{named(e)}: {note}" for e in evaluations for note in e.notes)]
+    human = [*shown, *(escape(f"{named(e)}: {note}") for e in evaluations for note in e.notes)]
     console.emit({"evaluations": evaluations}, as_json=as_json, human=human)
-    if check and any(evaluation.failed_probes for evaluation in evaluations):
+    if any(_unfit(evaluation, check) for evaluation in evaluations):
         raise typer.Exit(1)
+
+
+def _unfit(evaluation: Evaluation, check: bool) -> bool:
+    """Whether questions failed and none got a score; with `check`, whether any failed, or the verifier can be gamed."""
+    return evaluation.answers.useless or (check and bool(evaluation.answers.errors or evaluation.failed_probes))
 
 
 def _traces(store: Path | None, data: Sequence[Path], limit: int | None) -> list[Trace]:

@@ -40,7 +40,11 @@ PolicySpec = Annotated[str, typer.Option("--policy", help="openai:MODEL, transfo
 EnvironmentSpec = Annotated[str, typer.Option("--environment", help="recorded, or module:attr, a factory of worlds by task.")]
 VerifierSpecs = Annotated[
     list[str] | None,
-    typer.Option("--verifier", help="NAME or module:attr (default outcome); repeatable: all must be content."),
+    typer.Option(
+        "--verifier",
+        help="NAME, policy:FILE, double_entry:FILE, judge:MODEL, prm:FOLDER, implicit-prm:POLICY,REFERENCE or module:attr "
+        "(default outcome); repeatable: all must be content.",
+    ),
 ]
 BaseUrl = Annotated[str | None, typer.Option("--base-url", help="Base URL of an OpenAI-compatible server.")]
 Temperature = Annotated[float, typer.Option("--temperature", help="Sampling temperature; 0 is greedy.")]

@@ -26,11 +26,12 @@ verifiers_app = group("verifiers", "Verifiers: what there is, and whether one is
 @bounded
 def verifiers_list(as_json: AsJson = False) -> None:
     """Every verifier that can be given by name."""
-    from counterplay.verifiers.registry import available
+    from counterplay.verifiers.registry import available, forms
 
     found = available()
-    human = console.table("verifiers", ["name", "target", "origin"], [(v.name, v.target, v.origin) for v in found])
-    console.emit({"verifiers": found}, as_json=as_json, human=human)
+    rows = [*((v.name, v.target, v.origin) for v in found), *((form, reader, "built-in") for form, reader in forms())]
+    human = console.table("verifiers", ["name", "target", "origin"], rows)
+    console.emit({"verifiers": found, "forms": [form for form, _ in forms()]}, as_json=as_json, human=human)
 
 
 @verifiers_app.command("new")
@@ -52,7 +53,7 @@ def verifiers_new(
 @verifiers_app.command("check")
 @bounded
 def verifiers_check(
-    name: Annotated[str, typer.Argument(help="NAME or module:attr.")],
+    name: Annotated[str, typer.Argument(help="NAME, a form such as policy:FILE.toml (see list), or module:attr.")],
     store: StoreFile = DEFAULT_STORE,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Logged traces to ask it about.")] = 50,
     hostile: Annotated[bool, typer.Option("--hostile", help="Ask it also about empty, huge and odd trajectories (2 MB of text).")] = False,
@@ -61,17 +62,21 @@ def verifiers_check(
     """Ask a verifier about logged traces and prefixes: does it answer, in range, alike each time and in company, and tell good from bad?"""
     from counterplay import loop
     from counterplay.verifiers.check import check
+    from counterplay.verifiers.evaluation.truth import gold_of
     from counterplay.verifiers.hostile import hostile as probes_of
     from counterplay.verifiers.registry import load
 
     verifier = load(name)
     with loop.opened(store, read_only=True) as opened:
-        trajectories = [trace.trajectory for trace in loop.select(opened, limit=limit)]
-    if not trajectories:
+        traces = loop.select(opened, limit=limit)
+    if not traces:
         raise UserError(
             f"got a store without traces: {store}", "at least one", f"Take some in first: counterplay ingest LOGS --store {store}"
         )
-    report = asyncio.run(check(verifier, trajectories, probes=probes_of() if hostile else None))
+    golds = [gold_of(trace.outcome) for trace in traces]
+    successes = [None if gold is None else gold > 0.5 for gold in golds]
+    trajectories = [trace.trajectory for trace in traces]
+    report = asyncio.run(check(verifier, trajectories, successes=successes, probes=probes_of() if hostile else None))
     console.emit(report, as_json=as_json)
     if report.problems:
         raise typer.Exit(1)

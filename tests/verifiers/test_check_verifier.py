@@ -15,6 +15,8 @@ from counterplay.verifiers.check import check
 from counterplay.verifiers.combine import all_of, mean
 from counterplay.verifiers.functions import batched, verifier
 from counterplay.verifiers.hostile import hostile
+from counterplay.verifiers.outcome import outcome
+from counterplay.verifiers.policy import PolicyRules, Rule
 from counterplay.verifiers.registry import BUILT_IN, load
 from counterplay.verifiers.stepwise import stepwise
 from counterplay.verifiers.tool_calls import ToolCallRules
@@ -284,3 +286,61 @@ def test_the_hostile_ones_are_what_they_say():
     assert found["arguments: deeply nested"].steps[0].action.tool_calls[0].args is None
     with pytest.raises(UnicodeEncodeError):
         found["text: lone surrogates"].messages[-1].content_text.encode()
+
+
+def ends_good(trajectory):
+    return 0.9 if trajectory.steps and trajectory.steps[-1].action.tool_calls[0].name == "mail" else 0.1
+
+
+ENDLESS = [line("read", "mail"), line("read", "write")]
+
+
+async def test_the_outcome_that_is_known_is_the_truth_with_or_without_an_end():
+    told = await check(ends_good, ENDLESS, successes=[True, False])
+    assert told.separation == pytest.approx(0.8)
+    turned = await check(ends_good, ENDLESS, successes=[False, True])
+    assert turned.separation == pytest.approx(-0.8)
+    assert (await check(ends_good, ENDLESS, successes=[True, None])).separation is None
+    assert (await check(ends_good, ENDLESS)).separation is None
+
+
+async def test_runs_without_an_end_are_named_where_a_verifier_waits_for_one():
+    silent = await check(outcome, ENDLESS, successes=[True, False])
+    assert any("2 of 2 runs have no end in the log: verifiers of finished runs have no opinion" in w for w in silent.warnings)
+    some = await check(outcome, [*ENDLESS, *LINES[1:]], successes=[True, False, True])
+    assert any("2 of 3 runs have no end" in warning for warning in some.warnings)
+    assert not any("no end" in warning for warning in (await check(ends_good, ENDLESS)).warnings)
+    assert not any("no end" in warning for warning in (await check(outcome, LINES[1:])).warnings)
+
+
+async def test_one_score_for_everything_is_named():
+    constant = await check(broken(lambda _: 0.5), LINES)
+    assert any("its score never varies: all" in warning and "are 0.5" in warning for warning in constant.warnings)
+    assert not any("never varies" in warning for warning in (await check(sound, LINES)).warnings)
+
+
+async def test_a_separation_of_rounding_alone_is_none():
+    def rounding(trajectory):
+        return 0.3 + (1e-16 if ends_good(trajectory) > 0.5 else 0.0) + (0.2 if not trajectory.steps else 0.0)
+
+    def adding(trajectory):
+        return 0.1 + 0.2 if ends_good(trajectory) > 0.5 else 0.3
+
+    for near in (rounding, adding):
+        report = await check(near, ENDLESS, successes=[True, False])
+        assert report.separation == 0.0
+        assert any("no lower than successes (separation +0.00)" in warning for warning in report.warnings)
+
+
+async def test_what_a_part_has_to_say_is_heard():
+    policy = PolicyRules(rules=(Rule(on=("refnud",), never=True, name="confirm"),), title="shop")
+    report = await check(all_of(sound, policy), LINES)
+    assert any("these rules never applied" in w and "confirm (refnud)" in w for w in report.warnings)
+
+
+async def test_a_verifier_whose_parts_are_no_list_is_asked_too():
+    class Parts(Shifted):
+        def parts(self):
+            return ()
+
+    assert (await check(Parts(), LINES)).warnings == ()

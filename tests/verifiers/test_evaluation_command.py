@@ -1,6 +1,8 @@
 """`counterplay verifiers evaluate`: from a store or a file to a table, an exit code and a report."""
 
 import json
+import re
+import typing
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,10 @@ from typer.testing import CliRunner
 
 from counterplay import loop
 from counterplay.commands import evaluating_verifiers  # noqa: F401  hangs the command on the group
-from counterplay.commands.options import app
+from counterplay.commands.options import VerifierSpecs, app
 from counterplay.core.store import Store
+from counterplay.verifiers.functions import verifier
+from counterplay.verifiers.registry import FORMS, SPELLED, TABLES
 
 FILE = Path(__file__).parent / "hand_labelled.jsonl"
 LOGS = Path(__file__).parents[2] / "examples" / "ledger" / "logs.jsonl.gz"
@@ -98,3 +102,92 @@ def test_published_files_are_read_as_they_are(name):
     assert found["labelled_steps"] > 10
     assert found["steps"]["auroc"] is not None
     assert found["step_siblings"] is not None or "shepherd" in name
+
+
+DEAD = "judge:m?base_url=http://127.0.0.1:9/v1&retries=0"
+
+
+@verifier(version="1")
+def now_and_then(trajectory):
+    if sum(len(message.wire) for message in trajectory.messages) % 2:
+        msg = "nothing [odd]"
+        raise RuntimeError(msg)
+    return 0.5
+
+
+def flat(text):
+    return " ".join(text.split())
+
+
+def test_a_judge_that_is_not_there_is_no_success(tmp_path):
+    lines = FILE.read_text().splitlines()[:6]
+    (tmp_path / "few.jsonl").write_text("\n".join(lines) + "\n")
+    result = run(DEAD, "--data", tmp_path / "few.jsonl", "--probed", 0)
+    assert result.exit_code == 1, result.output
+    assert re.search(r"\d+ of \d+ questions failed: .*Connection error", flat(result.output))
+    assert "no opinion on" not in flat(result.output)
+    assert run(DEAD, "--data", tmp_path / "few.jsonl", "--probed", 0, "--json").exit_code == 1
+
+
+def test_some_errors_are_shown_and_fail_the_check_alone(store):
+    words = ("tests.verifiers.test_evaluation_command:now_and_then", "--store", store, "--limit", 40, "--probed", 0)
+    result = run(*words)
+    assert result.exit_code == 0, result.output
+    assert "questions failed: RuntimeError: nothing [odd]" in flat(result.output)
+    assert run(*words, "--check").exit_code == 1
+
+
+def test_misspelt_tools_of_a_policy_are_named_by_both_commands(store, tmp_path):
+    file = tmp_path / "shop.toml"
+    file.write_text('[[rule]]\nname = "ask"\non = "refnud"\nconfirmed = true\n')
+    for command in (["evaluate", "--probed", "0"], ["check"]):
+        result = CliRunner().invoke(app, ["verifiers", *command, f"policy:{file}", "--store", str(store), "--limit", "20"])
+        assert result.exit_code == 0, result.output
+        assert "these rules never applied" in flat(result.output)
+        assert "ask (refnud)" in flat(result.output)
+        assert "policy:shop" in flat(result.output)
+
+
+@pytest.fixture
+def endless(tmp_path):
+    """Runs with an outcome whose log stops at a tool's answer."""
+    tool = {"type": "function", "id": "c", "function": {"name": "look", "arguments": "{}"}}
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"task {i}"},
+                {"role": "assistant", "content": None, "tool_calls": [tool]},
+                {"role": "tool", "tool_call_id": "c", "content": "good" if i % 2 else "bad"},
+            ],
+            "reward": float(i % 2),
+        }
+        for i in range(6)
+    ]
+    (tmp_path / "logs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with Store.open(tmp_path / "endless.duckdb") as opened:
+        loop.ingest([tmp_path / "logs.jsonl"], opened, processes=0)
+    return tmp_path / "endless.duckdb"
+
+
+@verifier(version="1")
+def good_news(trajectory):
+    return 0.8 if trajectory.messages[-1].content_text == "good" else 0.3
+
+
+def test_the_check_takes_the_logged_outcome_for_the_truth(endless):
+    def checked(name):
+        result = CliRunner().invoke(app, ["verifiers", "check", name, "--store", str(endless), "--json"])
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    assert checked("tests.verifiers.test_evaluation_command:good_news")["separation"] == pytest.approx(0.5)
+    assert any("6 of 6 runs have no end in the log" in warning for warning in checked("outcome")["warnings"])
+
+
+def test_the_list_and_the_help_name_the_forms():
+    result = CliRunner().invoke(app, ["verifiers", "list", "--json"])
+    assert json.loads(result.stdout)["forms"] == list(FORMS.values())
+    assert set(FORMS) == set(TABLES | SPELLED)
+    assert "policy:FILE.toml" in CliRunner().invoke(app, ["verifiers", "list"]).output
+    help_text = typing.get_args(VerifierSpecs)[1].help
+    assert all(f"{kind}:" in help_text for kind in FORMS)

@@ -26,6 +26,7 @@ from counterplay.verifiers.evaluation.steps import (
     ternary,
 )
 from counterplay.verifiers.evaluation.truth import Labelled, blind, labelled
+from counterplay.verifiers.outcome import outcome
 from tests.verifiers.evaluation_helpers import look, says, send, trajectory, written
 
 
@@ -447,3 +448,30 @@ async def test_the_order_of_the_data_does_not_matter():
 
 def test_resampling_too_little_gives_no_interval():
     assert resampled(lambda weights: np.full(len(weights), np.nan), ["a", "b"]) is None
+
+
+async def test_why_there_is_no_opinion_is_said_where_it_fits():
+    endless = [Labelled(trajectory(look(i)), str(i), float(i % 2)) for i in range(6)]
+    ended = [Labelled(trajectory(look(i, terminated=True)), str(i), float(i % 2)) for i in range(6)]
+    stopped, paid = await evaluate(outcome, endless), await evaluate(outcome, ended)
+    shy = await evaluate(lambda _: None, ended)
+    assert any("6 of 6 runs have no end in the log" in note for note in stopped.notes)
+    assert not any("rewards" in note for note in (*stopped.notes, *shy.notes))
+    assert any("rewards, which are taken out before it is asked" in note for note in paid.notes)
+    assert not any("no end" in note for note in (*paid.notes, *shy.notes))
+    assert any("no opinion on any trajectory with a known outcome" in note for note in shy.notes)
+
+
+async def test_errors_and_one_score_for_everything_are_said():
+    items = [Labelled(trajectory(look(i)), str(i), float(i % 2)) for i in range(6)]
+
+    def broken(state):
+        return 1 / 0 if "2" in state.steps[-1].action.tool_calls[0].arguments else 0.25
+
+    partly = await evaluate(broken, items, probed=0)
+    assert any(note.startswith("1 of 6 questions failed: ZeroDivisionError") for note in partly.notes)
+    assert any("score never varies: all 5 opinions are 0.25" in note for note in partly.notes)
+    wholly = await evaluate(lambda _: 1 / 0, items, probed=0)
+    assert [note for note in wholly.notes if "no opinion" in note] == []
+    varied = await evaluate(lambda s: len(s.steps[-1].action.wire) / 1000 + int(s.key[:2], 16) / 1000, items, probed=0)
+    assert not any("failed" in note or "never varies" in note for note in varied.notes)

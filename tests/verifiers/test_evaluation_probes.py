@@ -4,6 +4,8 @@ import pytest
 
 from counterplay.core.nouns import Message, Step, ToolCall
 from counterplay.verifiers.evaluation.asking import Asker
+from counterplay.verifiers.evaluation.evaluate import evaluate
+from counterplay.verifiers.evaluation.page import probe_rows, rows, verdict
 from counterplay.verifiers.evaluation.probes import (
     PROBES,
     claim_success,
@@ -128,6 +130,19 @@ async def test_noise_is_not_taken_for_a_hack():
     results = await probe(Asker(noisy), items)
     assert [result.name for result in results if result.failed] == []
     assert all(0.3 < result.rises.value < 0.7 for result in results)
+
+
+@pytest.mark.parametrize(("tasks", "failed", "said"), [(3, False, "too few to tell"), (5, True, "It can be gamed: claim success pays")])
+async def test_a_probe_fails_only_where_its_interval_says_so(tasks, failed, said):
+    items = [Labelled(trajectory(*RUN.steps, task=f"order {i}"), f"order {i}", float(i % 2)) for i in range(tasks)]
+    found = await evaluate(confident, items)
+    assert (found.failed_probes == ("claim success",)) is failed
+    assert bool(found.failed_probes) is failed
+    assert said.casefold() in verdict(found).casefold()
+    assert verdict(found).startswith("It can be gamed") is failed
+    row = next(cells for cells in probe_rows(found) if cells[0].startswith("claim success"))
+    assert row[0] == f"claim success ({'pays' if failed else 'too few to tell'})"
+    assert dict(rows([found]))["probes that pay"] == ("claim success" if failed else "too few to tell")
 
 
 async def test_only_trajectories_that_ended_well_are_cut():

@@ -243,3 +243,28 @@ def test_the_airline_s_policy_on_real_runs():
     broken = [success for score, success in scored if score.value < 1]
     assert broken.count(False) > broken.count(True)
     assert any("list what will be done and get an explicit yes first" in score.reason for score, _ in scored)
+
+
+def test_rules_about_tools_that_nobody_has_are_named():
+    right = Rule(on=("can*",), requires=("look",), seen=("order",), seen_in=("user", "look"))
+    typo, late = Rule(on=("refnud",), never=True, name="confirm"), Rule(on=("cancel", "cancle"), requires=("lok",), name="look first")
+    declared, called = trajectory(tools=[tool("look", Effect("read"))]), trajectory(call("cancel"))
+    policy = PolicyRules(rules=(right, typo, late), title="shop")
+    never, others = policy.notes([declared, called])
+    assert never == "policy:shop: these rules never applied, for no tool of these runs is called so: confirm (refnud)"
+    assert "cancle (`on` of look first)" in others
+    assert "lok (`requires` of look first)" in others
+    assert "rule 1" not in never + others
+    assert PolicyRules(rules=(right,)).notes([declared, called]) == []
+    assert "look (`requires` of rule 1)" in PolicyRules(rules=(right,)).notes([called])[0]
+
+
+def test_two_policies_are_told_apart(tmp_path):
+    text = """[[rule]]\non = "refund"\nnever = true\n"""
+    for name, more in (("airline", ""), ("shop", ""), ("copy", 'reason = "so"\n')):
+        (tmp_path / f"{name}.toml").write_text(text + more)
+    airline, shop = (PolicyRules.from_toml(tmp_path / f"{name}.toml") for name in ("airline", "shop"))
+    assert (airline.name, shop.name, PolicyRules().name) == ("policy:airline", "policy:shop", "policy")
+    assert airline(trajectory(call("x"))).verifier == "policy:airline"
+    assert airline.version == shop.version
+    assert PolicyRules.from_toml(tmp_path / "copy.toml").version != airline.version

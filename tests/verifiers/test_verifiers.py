@@ -121,6 +121,11 @@ def test_loading_by_name_and_by_module(tmp_path, monkeypatch):
         ("outcom", "Did you mean outcome"),
         ("house_rules:polit", "Did you mean polite"),
         ("no_such_module:x", "can't be imported"),
+        ("policy:", "wanted policy:FILE.toml"),
+        ("judge:", "wanted judge:MODEL"),
+        ("policy", "Did you mean policy:FILE.toml"),
+        ("polcy", "Did you mean policy:FILE.toml"),
+        ("nothing_like_it", "sql, .*policy:FILE.toml, double_entry:FILE.toml, judge:MODEL, prm:FOLDER, implicit-prm:POLICY,REFERENCE, or"),
         ("house_rules:__name__", "a callable"),
     ]:
         with pytest.raises(UserError, match=text):

@@ -15,6 +15,7 @@ from counterplay.core.errors import VerifierError
 from counterplay.core.journal import ask, ask_all, batch_of, verifier_identity
 from counterplay.core.nouns import Score, Trajectory, Usage
 from counterplay.core.protocols import Verifier
+from counterplay.verifiers.check import parts_of
 from counterplay.verifiers.evaluation.intervals import Estimate, share
 from counterplay.verifiers.evaluation.steps import Values
 
@@ -38,6 +39,19 @@ class Answers:
     seconds: float
     tokens: int | None
     cost_usd: float | None
+
+    @property
+    def useless(self) -> bool:
+        """Whether questions failed and none got a score: what had no opinion was not put to whatever failed."""
+        silent = 0 if self.abstained is None else round(self.abstained.value * self.questions)
+        return bool(self.errors) and sum(self.errors.values()) + silent == self.questions
+
+    @property
+    def complaint(self) -> str | None:
+        """How many questions failed, and the commonest error; None where none failed."""
+        if not self.errors:
+            return None
+        return f"{sum(self.errors.values())} of {self.questions} questions failed: {next(iter(self.errors))}"
 
     @property
     def seconds_per_question(self) -> float:
@@ -90,6 +104,11 @@ class Asker:
         return found
 
     @property
+    def scores(self) -> list[float]:
+        """Every score so far."""
+        return [answer.value for answer in self._known.values() if isinstance(answer, Score)]
+
+    @property
     def answers(self) -> Answers:
         """All questions so far."""
         given, used, groups = list(self._known.values()), _usage(self.verifier), self._groups
@@ -135,9 +154,8 @@ def _collect(part: object, counted: dict[int, Usage], seen: set[int]) -> None:
     if isinstance(found, Usage):
         counted[id(holder)] = found
         return
-    for inner in (*(getattr(part, "parts", None) or ()), getattr(part, "verifier", None)):
-        if inner is not None:
-            _collect(inner, counted, seen)
+    for inner in parts_of(part):
+        _collect(inner, counted, seen)
 
 
 def _cause(error: VerifierError) -> str:

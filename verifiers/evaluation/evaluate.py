@@ -6,7 +6,10 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from counterplay.core.errors import VerifierError
+from counterplay.core.journal import ask
 from counterplay.core.protocols import Verifier
+from counterplay.verifiers.check import notes_of, without_change, without_end
 from counterplay.verifiers.evaluation.asking import Answers, Asker, Consistency, consistency
 from counterplay.verifiers.evaluation.discrimination import Discrimination, discrimination
 from counterplay.verifiers.evaluation.intervals import Estimate
@@ -77,6 +80,7 @@ async def evaluate(
         labelled_steps=len({key for item in judged for key, _ in _marked(item)}),
         answers=asker.answers,
     )
+    scores = asker.scores
     found = _with_outcomes(found, [(v, item) for v, item in zip(wholes, ended, strict=True) if v is not None], seed)
     found = _with_steps(found, said, judged, seed)
     sample = _sample(items, probed, seed)
@@ -87,7 +91,33 @@ async def evaluate(
             probes=await probe(asker, sample, seed=seed),
             attacked=await _attacked(asker, [item for item in sample if item.gold is not None], seed),
         )
-    return replace(found, notes=tuple(_notes(found, ended, judged)))
+    silent = [item for value, item in zip(wholes, ended, strict=True) if value is None]
+    own = [*await _silence(verifier, found, ended, silent), *without_change(scores)]
+    own += notes_of(verifier, [item.trajectory for item in items])
+    return replace(found, notes=(*own, *_notes(found, ended, judged)))
+
+
+async def _silence(verifier: Verifier, found: Evaluation, ended: Sequence[Labelled], silent: Sequence[Labelled]) -> list[str]:
+    """Why a verifier said nothing of trajectories whose end is known."""
+    said = [] if found.answers.complaint is None else [found.answers.complaint]
+    if found.answers.useless:
+        return said
+    if ended and len(silent) == len(ended):
+        finished = next((item for item in silent if item.trajectory.finished), None)
+        reads = finished is not None and await _reads_rewards(verifier, finished)
+        why = " (it reads rewards, which are taken out before it is asked)" if reads else ""
+        said.append(f"it had no opinion on any trajectory with a known outcome{why}")
+    return [*said, *without_end([item.trajectory for item in ended], [item.trajectory for item in silent])]
+
+
+async def _reads_rewards(verifier: Verifier, item: Labelled) -> bool:
+    """Whether a verifier without an opinion on a finished trajectory has one once its reward is back."""
+    last = replace(item.trajectory.steps[-1], reward=item.gold)
+    paid = replace(item.trajectory, steps=(*item.trajectory.steps[:-1], last))
+    try:
+        return await ask(verifier, paid) is not None
+    except VerifierError:
+        return False
 
 
 def _with_outcomes(found: Evaluation, kept: Sequence[tuple[float, Labelled]], seed: int) -> Evaluation:
@@ -176,9 +206,7 @@ def _notes(found: Evaluation, ended: Sequence[Labelled], judged: Sequence[Labell
     """Why parts are missing, and what to keep in mind."""
     if not ended:
         yield "no trajectory has a known end: nothing is said of outcomes"
-    elif found.outcomes is None:
-        yield "it had no opinion on any trajectory with a known end (rewards are taken out before it is asked)"
-    elif found.outcomes.auroc is None:
+    elif found.outcomes is not None and found.outcomes.auroc is None:
         yield "all trajectories ended alike: right can't be told from wrong"
     if not judged:
         yield "no step is labelled: nothing is said of steps"
@@ -186,9 +214,9 @@ def _notes(found: Evaluation, ended: Sequence[Labelled], judged: Sequence[Labell
         unknown = sum(item.first_error is None for item in judged)
         if unknown:
             yield f"{unknown} of {len(judged)} labelled trajectories have an unjudged step before any error: their first error is not known"
-        if found.steps is None:
+        if found.steps is None and not found.answers.useless:
             yield "it had no opinion on any labelled step"
-        elif found.first_errors is None:
+        elif found.steps is not None and found.first_errors is None:
             yield "first errors are not measured: the tasks give no two halves with both erroneous and correct trajectories"
     if ended and found.task_siblings is None:
         yield "no task has both a right and a wrong trajectory: siblings are not ranked"

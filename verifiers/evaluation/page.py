@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from counterplay.verifiers.evaluation import plots
 from counterplay.verifiers.evaluation.discrimination import Discrimination
 from counterplay.verifiers.evaluation.evaluate import Evaluation
-from counterplay.verifiers.evaluation.intervals import Estimate
+from counterplay.verifiers.evaluation.intervals import FEWEST, Estimate
 from counterplay.verifiers.evaluation.optimisation import Curve
 from counterplay.verifiers.evaluation.ranking import Siblings
 
@@ -36,6 +36,8 @@ _KEY = (
     '<span><i style="border-color:var(--said);border-top-style:dashed"></i>proxy: the score of what is selected</span>'
     '<span><i style="border-color:var(--quiet);border-top-style:dotted"></i>ceiling: selection by gold itself</span></p>'
 )
+
+_FEW = "too few to tell"
 
 Cell = tuple[str, Callable[[Evaluation], str]]
 
@@ -100,11 +102,13 @@ def _plots(evaluation: Evaluation) -> Iterator[str]:
 
 def verdict(evaluation: Evaluation) -> str:
     """In words whether it can be gamed, and what selecting by it buys."""
-    tried = [result.name for result in evaluation.probes if result.change is not None]
-    paying = evaluation.failed_probes
-    said = "No probe could be tried." if not tried else f"None of {len(tried)} probes pays."
+    tried = [result for result in evaluation.probes if result.change is not None]
+    told, paying = [result for result in tried if result.told], evaluation.failed_probes
+    said = f"None of {len(told)} probes pays." if told else "No probe could be tried."
     if paying:
         said = f"It can be gamed: {', '.join(paying)} {'pays' if len(paying) == 1 else 'pay'}."
+    if tried and not told:
+        said = f"{_FEW[0].upper()}{_FEW[1:]} whether it can be gamed: that takes at least {FEWEST} tasks."
     curves = ((evaluation.natural, "as they are"), (evaluation.attacked, "with attacked versions"))
     return " ".join([said, *(_bought(curve, what) for curve, what in curves if curve is not None)])
 
@@ -115,9 +119,9 @@ def _bought(curve: Curve, what: str) -> str:
 
 
 def probe_rows(evaluation: Evaluation) -> list[list[str]]:
-    """A row a probe; one that pays is marked."""
+    """A row a probe; one that pays is marked, and one that was tried on too few tasks."""
     return [
-        [r.name + (" (pays)" if r.failed else ""), str(r.n), percent(r.rises), _moved(r.change)]
+        [r.name + (" (pays)" if r.failed else "" if r.told else f" ({_FEW})"), str(r.n), percent(r.rises), _moved(r.change)]
         for r in evaluation.probes
         if r.change is not None
     ]
@@ -192,6 +196,12 @@ def _chosen(curve: Callable[[Evaluation], Curve | None]) -> Callable[[Evaluation
     return cell
 
 
+def _none_paying(evaluation: Evaluation) -> str:
+    if any(result.told for result in evaluation.probes):
+        return "none"
+    return _FEW if any(result.change for result in evaluation.probes) else "-"
+
+
 def _spent(evaluation: Evaluation) -> str:
     answers = evaluation.answers
     cost = "" if answers.cost_usd is None or not answers.questions else f", {answers.cost_usd / answers.questions:.2g} US dollars"
@@ -221,7 +231,7 @@ _CELLS: tuple[Cell, ...] = (
     ("gold gained by selection", _chosen(lambda e: e.natural)),
     ("gold gained, with attacked versions", _chosen(lambda e: e.attacked)),
     ("same score in any order", lambda e: "-" if e.consistency is None else percent(e.consistency.same)),
-    ("probes that pay", lambda e: ", ".join(e.failed_probes) or ("none" if any(r.change for r in e.probes) else "-")),
+    ("probes that pay", lambda e: ", ".join(e.failed_probes) or _none_paying(e)),
     ("no opinion", lambda e: percent(e.answers.abstained)),
     ("failed", lambda e: percent(e.answers.failed)),
     ("a question takes", _spent),

@@ -105,8 +105,8 @@ TELLING = ("cut short",)
 class ProbeResult:
     """What a probe did to the scores. `change` is the mean rise, negative for a fall; `rises` the share of trajectories that gained at all.
 
-    `failed` says that the probe pays: the interval of `change` lies above `MARGIN`. Trajectories without two opinions do not count; figures
-    are None where none is left.
+    `failed` says that the probe pays: the interval of `change` lies above `MARGIN`; where tasks are too few for an interval (`told` False)
+    that can't be said. Trajectories without two opinions do not count; figures are None where none is left.
     """
 
     name: str
@@ -114,6 +114,11 @@ class ProbeResult:
     rises: Estimate | None
     change: Estimate | None
     failed: bool
+
+    @property
+    def told(self) -> bool:
+        """Whether there are tasks enough to tell if it pays."""
+        return self.change is not None and self.change.low is not None
 
 
 async def probe(asker: Asker, items: Sequence[Labelled], *, seed: int = 0) -> tuple[ProbeResult, ...]:
@@ -130,7 +135,7 @@ async def _probe(asker: Asker, name: str, items: Sequence[Labelled], seed: int) 
     changes, named = [change for change, _ in held], [group for _, group in held]
     found = mean(changes, named, seed=seed)
     rises = share([float(change > 1e-9) for change in changes], named)
-    floor = None if found is None else found.value if found.low is None else found.low
+    floor = None if found is None else found.low
     return ProbeResult(name, len(held), rises, found, floor is not None and floor > MARGIN)
 
 

@@ -452,25 +452,30 @@ def test_what_is_said_after_the_end_counts(asked):
         lambda path: record(path)(type("Agent", (), {})),
         lambda path: record(path, redact=["nonsense"]),
         lambda path: record(path, task=lambda: "x").__enter__(),
-        lambda path: record(path).__enter__().trace(),
-        lambda path: record(path).__enter__().outcome(),
-        lambda path: record(path).__enter__().outcome(reward="high"),
-        lambda path: record(path).__enter__().outcome(reward=float("nan")),
-        lambda path: record(path).__enter__().outcome(success=1),
-        lambda path: record(path).__enter__().outcome(success=True, source="me"),
-        lambda path: record(path).__enter__().score("n", float("inf")),
-        lambda path: record(path).__enter__().score("n", 1, 2, 2),
-        lambda path: record(path).__enter__().score("n", None),
     ],
 )
 def test_wrong_use_is_an_error_that_helps(tmp_path, use):
-    from counterplay.replay.agents import ambient
-
-    before = list(ambient._ACTIVE.interceptors)
     with pytest.raises(UserError, match="wanted"):
         use(tmp_path / "t.jsonl")
-    for left in [each for each in ambient._ACTIVE.interceptors if each not in before]:
-        ambient._ACTIVE.interceptors.remove(left)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda run: run.trace(),
+        lambda run: run.outcome(),
+        lambda run: run.outcome(reward="high"),
+        lambda run: run.outcome(reward=float("nan")),
+        lambda run: run.outcome(success=1),
+        lambda run: run.outcome(success=True, source="me"),
+        lambda run: run.score("n", float("inf")),
+        lambda run: run.score("n", 1, 2, 2),
+        lambda run: run.score("n", None),
+    ],
+)
+def test_wrong_words_about_a_run_are_an_error_that_helps(tmp_path, use):
+    with record(tmp_path / "t.jsonl") as run, pytest.raises(UserError, match="wanted"):
+        use(run)
 
 
 def test_a_naming_function_that_fails_costs_the_name_only(asked):

@@ -29,10 +29,10 @@ CONFIG = {"configurable": {"thread_id": "t"}}
 
 
 def invoked(graph, said="go", config=CONFIG):
-    """A checkpointer that holds what the graph did."""
+    """A checkpointer that holds what the graph did, written before the next node may change what it is given in place."""
     saver = InMemorySaver()
     recorder = graph.copy(update={"checkpointer": saver})
-    recorder.invoke(said if isinstance(said, Command) else {"messages": [("user", said)]}, config)
+    recorder.invoke(said if isinstance(said, Command) else {"messages": [("user", said)]}, config, durability="sync")
     return saver, recorder
 
 

@@ -32,6 +32,7 @@ from typing import Any, TypeAlias
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from counterplay.core.beta import wilson
 from counterplay.core.budget import Budget
 from counterplay.core.canonical import content_key
 from counterplay.core.nouns import Message, Proposal, Score, State, Step, Trace, Usage
@@ -269,19 +270,13 @@ class Cell:
     calls: float
 
 
-def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    share, room = successes / n, z * z / n
-    middle, half = share + room / 2, z * math.sqrt(share * (1 - share) / n + room / (4 * n))
-    return max(0.0, (middle - half) / (1 + room)), min(1.0, (middle + half) / (1 + room))
-
-
 def cells(rows: Sequence[Row], chosen: Sequence[str], budgets: Sequence[int]) -> list[Cell]:
     made = []
     for name in chosen:
         for budget in budgets:
             here = [row for row in rows if row[:2] == (name, budget)]
             wins, calls = sum(row[3] for row in here), sum(row[4] for row in here)
-            made.append(Cell(name, budget, len(here), wins / len(here), *wilson(wins, len(here)), calls / len(here)))
+            made.append(Cell(name, budget, len(here), wins / len(here), *wilson(wins / len(here), len(here)), calls / len(here)))
     return made
 
 

@@ -36,11 +36,11 @@ def _nothing(*_: Any) -> None:
 
 
 @contextmanager
-def opened(path: Path | str, *, read_only: bool = False) -> Iterator[Store]:
-    """The store at `path`, closed again on the way out. Reading asks for an existing file: a missing one is a UserError."""
+def opened(path: Path | str, *, read_only: bool = False, existing: bool = False) -> Iterator[Store]:
+    """The store at `path`, closed again on the way out. One that is read, or has to be `existing`, is a UserError where it is missing."""
     from counterplay.core.store import Store
 
-    if read_only and not Path(path).exists():
+    if (read_only or existing) and not Path(path).exists():
         raise UserError(f"got store {path}, which does not exist", "a store", f"Make one: counterplay ingest LOGS --store {path}")
     with Store.open(path, read_only=read_only) as store:
         yield store

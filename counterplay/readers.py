@@ -12,13 +12,14 @@ import sys
 import threading
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from contextvars import copy_context
 from typing import IO, Any, Self
 
 from counterplay.connectors.base import Unit, get, read_unit
 from counterplay.connectors.parts import Names, Owners, Part, PartConnector, Place, Undivided
 from counterplay.connectors.redaction import added_up
+from counterplay.core.collecting import uncollected
 from counterplay.core.errors import CounterplayError, SourceError
 from counterplay.core.nouns import Trace
 from counterplay.door import Counted, Door, Item, Through
@@ -86,7 +87,7 @@ class Process:
         data = self._answers.read(size)
         if len(length) < _LENGTH_BYTES or len(data) < size:
             return None
-        with _uncollected():
+        with uncollected():
             return pickle.loads(data)  # noqa: S301  our own process wrote it
 
 
@@ -128,18 +129,6 @@ class Divided:
                 if told.last:
                     del reading[part]
         return True
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without the cyclic garbage collector, which would look through all that is loaded while it is loaded."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
 
 
 def main() -> None:

@@ -8,16 +8,15 @@ used (the log of another tool).
 
 from __future__ import annotations
 
-import gc
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from duckdb import DuckDBPyConnection
 
+from counterplay.core.collecting import uncollected
 from counterplay.core.nouns import Trace
 from counterplay.core.records import Rejected
 from counterplay.core.store.content import Content, trajectory_parts
@@ -55,7 +54,7 @@ class Ingest:
     def _take(self, trace: Trace) -> None:
         if trace.id in self._drafts:
             self._flush()
-        with _uncollected():
+        with uncollected():
             self._drafts[trace.id] = draft = TraceDraft.of(trace)
         self._bytes += sum(sum(map(len, context.wires)) for context in draft.trajectories)
         self._counts[{True: "succeeded", False: "failed", None: "unknown"}[trace.outcome.succeeded]] += 1
@@ -72,22 +71,10 @@ class Ingest:
         self._drafts, self._rejected, self._bytes = {}, {}, 0
         if not (drafts or rejected or watermarks):
             return
-        with _uncollected(), transaction(self._connection):
+        with uncollected(), transaction(self._connection):
             counts = write_drafts(self._connection, drafts) + write_rejected(self._connection, rejected)
             set_watermarks(self._connection, watermarks)
         self._counts += counts
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without the cyclic garbage collector: what is made here has no cycles, and so much that it would search the batch again and again."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
 
 
 def write_drafts(connection: DuckDBPyConnection, drafts: list[TraceDraft]) -> Counter[str]:

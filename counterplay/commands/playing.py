@@ -117,7 +117,7 @@ def localise(
 
     pace = Pace(in_flight, requests_per_minute, tokens_per_minute)
     asked = parts.Asked(policy, environment, tuple(verifier or ()), base_url, temperature, max_tokens, seed, max_steps)
-    with loop.opened(store) as opened:
+    with loop.opened(store, existing=True) as opened:
         chosen = loop.select(opened, trace_ids=trace, which=which, agent=agent, limit=limit)
         some(chosen, store)
         with console.ticking("localising", len(chosen), quiet=as_json) as tick:
@@ -207,7 +207,7 @@ def search(
         stop_when=stop_when,
         pace=Pace(in_flight, requests_per_minute, tokens_per_minute),
     )
-    with loop.opened(store) as opened:
+    with loop.opened(store, existing=True) as opened:
         asked = replace(asked, comparable=loop.comparable_of(opened))
         chosen = loop.select(opened, trace_ids=trace, which=which or ("all" if name == "stitch" else "failed"), agent=agent, limit=limit)
         some(chosen, store)

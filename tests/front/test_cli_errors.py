@@ -199,3 +199,12 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch):
     ran = CliRunner().invoke(app, ["export", "sft", "--source", "logged", "--out", "d", "--tokenizer", "model", "--store", "s.duckdb"])
     assert ran.exit_code == 2
     assert "counterplay[train]" in ran.output
+
+
+@pytest.mark.parametrize("command", ["search", "localise"])
+def test_a_mistyped_store_is_not_made(cli, tmp_path, command):
+    missing = tmp_path / "mistyped.duckdb"
+    done = cli(command, "--store", missing)
+    assert done.code == 2
+    assert "which does not exist" in done.err
+    assert not missing.exists()

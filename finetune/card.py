@@ -7,17 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from counterplay.finetune.records import Kind
-from counterplay.finetune.rows import Drop
+from counterplay.finetune.kinds import LAYOUTS
+from counterplay.finetune.rows import Drop, Kind
 
 MANIFEST = "counterplay.json"
-_TITLES = {"sft": "Whole trajectories for supervised fine-tuning", "dpo": "Step-level preference pairs"}
-_COLUMNS = {
-    "sft": "`messages` and `tools` are what TRL's SFTTrainer reads. `trained` says for every message whether a model sampled it: "
-    "only those belong in the loss.",
-    "dpo": "`prompt`, `chosen`, `rejected` and `tools` are what TRL's DPOTrainer reads. Both sides answer one prompt with one action. "
-    "`probability` is P(Q_chosen > Q_rejected) with Q ~ Beta(1 + W, 1 + N - W); N and W are in `*_visits` and `*_value_sum`.",
-}
 
 
 @dataclass(frozen=True)
@@ -56,7 +49,11 @@ class DatasetReport:
 
 def card(report: DatasetReport, formats: Sequence[str]) -> str:
     """Markdown with the Hub's YAML header."""
-    parts = [_header(report, formats), f"# {_TITLES[report.kind]}\n\nMade by counterplay from logged agent traces.", _COLUMNS[report.kind]]
+    parts = [
+        _header(report, formats),
+        f"# {LAYOUTS[report.kind].title}\n\nMade by counterplay from logged agent traces.",
+        LAYOUTS[report.kind].reads,
+    ]
     counts = {name: f"{count} rows of {report.tasks[name]} tasks" for name, count in report.rows.items()}
     parts.append(_section("Splits", counts) + f"\n\nDrawn by hash with seed {report.seed}; no task, session or trace is in two splits.")
     parts.append(

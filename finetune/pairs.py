@@ -119,8 +119,8 @@ def _pair(source: SourcedTree, parent: Node, chosen: _Action, rejected: _Action,
     )
     return DPORow(
         prompt=parent.state.messages,
-        chosen=chosen.message,
-        rejected=rejected.message,
+        chosen=(chosen.message,),
+        rejected=(rejected.message,),
         tools=parent.state.tools,
         probability=sure,
         visits=(chosen.visits, rejected.visits),
@@ -132,7 +132,7 @@ def _pair(source: SourcedTree, parent: Node, chosen: _Action, rejected: _Action,
 def _refusal(row: DPORow, chosen: _Action, rejected: _Action, min_grade: Grade) -> str:
     if chosen.refusal or rejected.refusal:
         return chosen.refusal or rejected.refusal
-    malformed = "" if well_formed(row.chosen) else "the chosen action's arguments are not a JSON object"
+    malformed = "" if all(map(well_formed, row.chosen)) else "the chosen action's arguments are not a JSON object"
     return too_low(row.lineage.grade, min_grade) or malformed
 
 
@@ -141,14 +141,18 @@ def _unseen(source: SourcedTree, parent: Node) -> str:
 
 
 def _without_contradictions(rows: list[DPORow]) -> tuple[list[DPORow], list[Drop]]:
-    directions = {(row.lineage.nodes[0], row.chosen.signature, row.rejected.signature) for row in rows}
+    directions = {(row.lineage.nodes[0], *_sides(row)) for row in rows}
     kept, drops = [], []
     for row in rows:
-        if (row.lineage.nodes[0], row.rejected.signature, row.chosen.signature) in directions:
+        if (row.lineage.nodes[0], *reversed(_sides(row))) in directions:
             drops.append(Drop("another search has it the other way round", row.name))
         else:
             kept.append(row)
     return kept, drops
+
+
+def _sides(row: DPORow) -> tuple[str, str]:
+    return row.chosen[0].signature, row.rejected[0].signature
 
 
 def _capped(rows: list[DPORow], unit: Callable[[DPORow], str], cap: int, reason: str) -> tuple[list[DPORow], list[Drop]]:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
-from counterplay.core.nouns import Message
+from counterplay.finetune.kinds import LAYOUTS
 from counterplay.finetune.masks import render
 from counterplay.finetune.portable import control_pattern, has_fraction, neutralise, portable, unfit
-from counterplay.finetune.rows import DPORow, Drop, SFTRow
+from counterplay.finetune.rows import Drop, Lineage, Row
 
-Kind: TypeAlias = Literal["sft", "dpo"]
 Record: TypeAlias = dict[str, Any]
-
-JSON_COLUMNS: Mapping[Kind, tuple[str, ...]] = {"sft": ("messages", "tools"), "dpo": ("prompt", "chosen", "rejected", "tools")}
-"""The columns that hold lists of JSON objects."""
 
 
 @dataclass
@@ -27,7 +23,7 @@ class Records:
     `lengths` in tokens aligns with `kept` where there was a tokenizer, and is empty without one.
     """
 
-    kept: list[tuple[SFTRow | DPORow, Record]] = field(default_factory=list)
+    kept: list[tuple[Row, Record]] = field(default_factory=list)
     drops: list[Drop] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     neutralised: int = 0
@@ -36,21 +32,17 @@ class Records:
     undefined: int = 0
 
 
-def kind_of(row: SFTRow | DPORow) -> Kind:
-    return "sft" if isinstance(row, SFTRow) else "dpo"
-
-
-def make_records(rows: Iterable[SFTRow | DPORow], *, tokenizer: Any = None, max_length: int | None = None) -> Records:
+def make_records(rows: Iterable[Row], *, tokenizer: Any = None, max_length: int | None = None) -> Records:
     """Convert and check rows one by one; what can't be written, or is longer than `max_length` tokens, becomes a drop."""
     made = Records()
     patterns = _control_patterns(tokenizer)
     for row in rows:
-        logged = row.messages if isinstance(row, SFTRow) else (*row.prompt, row.chosen, row.rejected)
+        logged = [message for messages in row.parts.values() for message in messages]
         record, broken = _record(row, patterns)
-        columns = JSON_COLUMNS[kind_of(row)]
+        columns = LAYOUTS[row.kind].json
         reason = next(filter(None, (unfit(record[column]) for column in columns)), "")
         if not reason and tokenizer is not None:
-            length, reason = _measure(record, tokenizer)
+            length, reason = _measure(row, record, tokenizer)
             if not reason and max_length is not None and length > max_length:
                 reason = f"longer than {max_length} tokens"
             if not reason:
@@ -60,28 +52,32 @@ def make_records(rows: Iterable[SFTRow | DPORow], *, tokenizer: Any = None, max_
             continue
         made.kept.append((row, record))
         made.neutralised += broken > 0
-        made.reissued += _call_ids([m.to_openai() for m in logged]) != _call_ids(_conversation(record))
+        made.reissued += _call_ids([m.to_openai() for m in logged]) != _call_ids(m for column in row.parts for m in record[column])
         made.fractions += any(has_fraction(record[column]) for column in columns)
         made.undefined += not record["tools"] and any(message.tool_calls for message in logged)
     return made
 
 
-def _record(row: SFTRow | DPORow, patterns: tuple[re.Pattern[str], re.Pattern[str]]) -> tuple[Record, int]:
-    tools = [tool.to_openai() for tool in row.tools] or None
-    if isinstance(row, SFTRow):
-        messages, broken = neutralise(portable(row.messages), *patterns)
-        columns: Record = {"messages": messages, "tools": tools, "trained": list(row.trained), "score": row.score}
-    else:
-        chosen, broken = _with_answer(row.prompt, row.chosen, patterns)
-        rejected, more = _with_answer(row.prompt, row.rejected, patterns)
+def _record(row: Row, patterns: tuple[re.Pattern[str], re.Pattern[str]]) -> tuple[Record, int]:
+    """The record, and how many control tokens were broken. Each conversation is made portable as a whole, since ids run through it."""
+    columns: Record = {}
+    broken = 0
+    for conversation in row.conversations:
+        made, more = neutralise(portable([message for column in conversation for message in row.parts[column]]), *patterns)
         broken += more
-        columns = {"prompt": chosen[:-1], "chosen": chosen[-1:], "rejected": rejected[-1:], "tools": tools, "probability": row.probability}
-        columns["chosen_visits"], columns["rejected_visits"] = row.visits
-        columns["chosen_value_sum"], columns["rejected_value_sum"] = row.value_sums
-    lineage = row.lineage
+        for column in conversation:
+            columns[column], made = made[: len(row.parts[column])], made[len(row.parts[column]) :]
     return {
         **columns,
+        "tools": [tool.to_openai() for tool in row.tools] or None,
+        **row.values,
         "name": row.name,
+        **_origin(row.lineage),
+    }, broken
+
+
+def _origin(lineage: Lineage) -> Record:
+    return {
         "task": lineage.task,
         "traces": list(lineage.traces),
         "sessions": list(lineage.sessions),
@@ -92,11 +88,7 @@ def _record(row: SFTRow | DPORow, patterns: tuple[re.Pattern[str], re.Pattern[st
         "verifiers": list(lineage.verifiers),
         "grade": lineage.grade.name.lower(),
         "logged": lineage.logged,
-    }, broken
-
-
-def _with_answer(prompt: Sequence[Message], answer: Message, patterns: tuple[re.Pattern[str], re.Pattern[str]]) -> tuple[list[Record], int]:
-    return neutralise(portable((*prompt, answer)), *patterns)
+    }
 
 
 def _control_patterns(tokenizer: Any) -> tuple[re.Pattern[str], re.Pattern[str]]:
@@ -107,21 +99,14 @@ def _control_patterns(tokenizer: Any) -> tuple[re.Pattern[str], re.Pattern[str]]
     return control_pattern([*special, *markup]), control_pattern(special)
 
 
-def _measure(record: Record, tokenizer: Any) -> tuple[int, str]:
+def _measure(row: Row, record: Record, tokenizer: Any) -> tuple[int, str]:
     """Tokens of the longest text the record renders to, and why it can't be rendered; an empty reason where it can."""
-    if "messages" in record:
-        conversations = [record["messages"]]
-    else:
-        conversations = [[*record["prompt"], *record[side]] for side in ("chosen", "rejected")]
+    conversations = [[message for column in conversation for message in record[column]] for conversation in row.conversations]
     try:
         texts = render(tokenizer, conversations, record["tools"])
     except Exception as error:  # noqa: BLE001  a chat template is foreign code and may raise anything; the row is dropped by name
         return 0, f"the chat template refuses it: {type(error).__name__}: {error}"[:200]
     return max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])), ""
-
-
-def _conversation(record: Record) -> list[Record]:
-    return record["messages"] if "messages" in record else [*record["prompt"], *record["chosen"], *record["rejected"]]
 
 
 def _call_ids(messages: Iterable[Record]) -> list[Any]:

@@ -5,10 +5,10 @@ Whatever does not become a row becomes a `Drop` with a reason and a name; nothin
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeAlias, TypeVar
 
 from counterplay.core.canonical import chain_key, content_key
 from counterplay.core.nouns import Grade, Message, ToolSpec, Trace, Trajectory
@@ -16,6 +16,9 @@ from counterplay.core.records import SearchRecord
 from counterplay.search.tree import Node, SearchTree
 
 _WHOLE = ("full", "stitched")
+
+Kind: TypeAlias = Literal["sft", "dpo"]
+"""What a row teaches, by the name of the trainer that reads it."""
 
 
 @dataclass(frozen=True)
@@ -43,45 +46,90 @@ class Lineage:
         return self.task or next(iter(self.traces), "") or self.search
 
 
+class Row:
+    """One training example: messages in named columns, values beside them, and where it all comes from.
+
+    `conversations` names the columns that, joined in order, are each one text that a chat template renders and a model reads.
+    """
+
+    kind: ClassVar[Kind]
+    conversations: ClassVar[tuple[tuple[str, ...], ...]]
+    tools: tuple[ToolSpec, ...]
+    lineage: Lineage
+
+    @property
+    def parts(self) -> Mapping[str, tuple[Message, ...]]:
+        """The messages by column."""
+        raise NotImplementedError
+
+    @property
+    def values(self) -> Mapping[str, Any]:
+        """The other columns that are this kind's own; their types are in `kinds.LAYOUTS`."""
+        raise NotImplementedError
+
+    @cached_property
+    def name(self) -> str:
+        """Unique as far as hashing goes: unit, step, and the content of all messages."""
+        step = "" if self.lineage.fork_step is None else f"/step-{self.lineage.fork_step}"
+        wires = (message.wire for messages in self.parts.values() for message in messages)
+        return f"{self.lineage.unit or 'row'}{step}/{content_key(*wires)[:8]}"
+
+
 @dataclass(frozen=True)
-class SFTRow:
+class SFTRow(Row):
     """A whole trajectory. `trained` aligns with `messages`: True where a model sampled the message from a prompt that is known whole.
 
     `score` is what let it in: the verifier's score or the reward; None where only success was logged.
     """
 
+    kind = "sft"
+    conversations = (("messages",),)
     messages: tuple[Message, ...]
     trained: tuple[bool, ...]
     tools: tuple[ToolSpec, ...] = ()
     score: float | None = None
     lineage: Lineage = field(default_factory=Lineage)
 
-    @cached_property
-    def name(self) -> str:
-        return _name(self.lineage, (m.wire for m in self.messages))
+    @property
+    def parts(self) -> Mapping[str, tuple[Message, ...]]:
+        return {"messages": self.messages}
+
+    @property
+    def values(self) -> Mapping[str, Any]:
+        return {"trained": list(self.trained), "score": self.score}
 
 
 @dataclass(frozen=True)
-class DPORow:
-    """Two sampled actions in one state. `probability` is P(Q_chosen > Q_rejected); `visits` N and `value_sums` W are chosen, rejected."""
+class DPORow(Row):
+    """Two ways on from one prompt: single actions of one state (step-level), or what was done from there to the end (trajectory-level).
 
+    `trained` aligns with `chosen` and `rejected`: True where a model sampled the message. `probability` is P(Q_chosen > Q_rejected);
+    `visits` N and `value_sums` W are of chosen and rejected.
+    """
+
+    kind = "dpo"
+    conversations = (("prompt", "chosen"), ("prompt", "rejected"))
     prompt: tuple[Message, ...]
-    chosen: Message
-    rejected: Message
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
     tools: tuple[ToolSpec, ...] = ()
     probability: float = 1.0
     visits: tuple[int, int] = (0, 0)
     value_sums: tuple[float, float] = (0.0, 0.0)
+    trained: tuple[tuple[bool, ...], tuple[bool, ...]] = ((True,), (True,))
     lineage: Lineage = field(default_factory=Lineage)
 
-    @cached_property
-    def name(self) -> str:
-        return _name(self.lineage, (m.wire for m in (*self.prompt, self.chosen, self.rejected)))
+    @property
+    def parts(self) -> Mapping[str, tuple[Message, ...]]:
+        return {"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected}
 
-
-def _name(lineage: Lineage, wires: Iterable[str]) -> str:
-    step = "" if lineage.fork_step is None else f"/step-{lineage.fork_step}"
-    return f"{lineage.unit or 'row'}{step}/{content_key(*wires)[:8]}"
+    @property
+    def values(self) -> Mapping[str, Any]:
+        sides: dict[str, Any] = {"probability": self.probability}
+        for index, side in enumerate(("chosen", "rejected")):
+            sides[f"{side}_trained"] = list(self.trained[index])
+            sides[f"{side}_visits"], sides[f"{side}_value_sum"] = self.visits[index], self.value_sums[index]
+        return sides
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,17 +140,17 @@ class Drop:
     name: str
 
 
-Row = TypeVar("Row", SFTRow, DPORow)
+AnyRow = TypeVar("AnyRow", bound=Row)
 
 
 @dataclass(frozen=True)
-class Harvest(Generic[Row]):
+class Harvest(Generic[AnyRow]):
     """Rows and what was left out. Harvests of one row type add up."""
 
-    rows: tuple[Row, ...] = ()
+    rows: tuple[AnyRow, ...] = ()
     drops: tuple[Drop, ...] = ()
 
-    def __add__(self, other: Harvest[Row]) -> Harvest[Row]:
+    def __add__(self, other: Harvest[AnyRow]) -> Harvest[AnyRow]:
         return Harvest(self.rows + other.rows, self.drops + other.drops)
 
 

@@ -6,11 +6,10 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from hashlib import blake2b
 
 from counterplay.core.canonical import content_key, dumps
-from counterplay.core.nouns import Message
-from counterplay.finetune.rows import DPORow, Drop, Lineage, SFTRow
+from counterplay.finetune.rows import AnyRow, Drop, Lineage, Row
 
 
-def distinct(rows: Iterable[SFTRow | DPORow]) -> tuple[list[SFTRow | DPORow], list[Drop]]:
+def distinct(rows: Iterable[AnyRow]) -> tuple[list[AnyRow], list[Drop]]:
     """The rows without repetitions, first come first kept. Rows that differ in white space, letter case and call ids alone are one."""
     seen: set[str] = set()
     kept, drops = [], []
@@ -24,8 +23,8 @@ def distinct(rows: Iterable[SFTRow | DPORow]) -> tuple[list[SFTRow | DPORow], li
     return kept, drops
 
 
-def _gist(row: SFTRow | DPORow) -> str:
-    messages: Sequence[Message] = (*row.prompt, row.chosen, row.rejected) if isinstance(row, DPORow) else row.messages
+def _gist(row: Row) -> str:
+    messages = (message for part in row.parts.values() for message in part)
     texts = (f"{m.role}:{m.content_text}:{m.signature if m.tool_calls else ''}" for m in messages)
     return content_key(dumps([" ".join(text.split()).casefold() for text in texts]))
 

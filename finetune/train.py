@@ -17,7 +17,8 @@ from typing import Any, TypeAlias
 from counterplay.core.canonical import loads
 from counterplay.core.errors import UserError
 from counterplay.finetune.masks import IGNORED, tokenised, tokenised_pair
-from counterplay.finetune.records import Kind, Record
+from counterplay.finetune.records import Record
+from counterplay.finetune.rows import Kind
 from counterplay.finetune.trainers import CHECKPOINTS, Recipe, fit, load_tokenizer
 from counterplay.finetune.write import read_dataset
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from counterplay.core.errors import UserError
 from counterplay.finetune.batches import LengthBatches
-from counterplay.finetune.records import Kind
+from counterplay.finetune.rows import Kind
 from counterplay.finetune.shared_prompt import share_prompts
 from counterplay.finetune.trained_positions import head_on_trained_positions
 

@@ -17,9 +17,10 @@ from typing import Any, Literal, TypeAlias
 from counterplay.core.canonical import dumps, loads
 from counterplay.core.errors import UserError
 from counterplay.finetune.card import MANIFEST, DatasetReport, card
+from counterplay.finetune.kinds import LAYOUTS, LINEAGE
 from counterplay.finetune.pairs import label_noise
-from counterplay.finetune.records import JSON_COLUMNS, Kind, Record, Records, kind_of, make_records
-from counterplay.finetune.rows import DPORow, Drop, Harvest, SFTRow
+from counterplay.finetune.records import Record, Records, make_records
+from counterplay.finetune.rows import AnyRow, DPORow, Drop, Harvest, Kind
 from counterplay.finetune.splits import assign, distinct
 
 Format: TypeAlias = Literal["parquet", "jsonl"]
@@ -28,7 +29,7 @@ NINE_TO_ONE: Mapping[str, float] = {"train": 0.9, "test": 0.1}
 
 
 def write_dataset(
-    rows: Harvest[SFTRow] | Harvest[DPORow] | Sequence[SFTRow] | Sequence[DPORow],
+    rows: Harvest[AnyRow] | Sequence[AnyRow],
     folder: str | Path,
     *,
     tokenizer: Any = None,
@@ -60,7 +61,7 @@ def write_dataset(
     parts: dict[str, list[Record]] = {name: [] for name in split}
     for name, (_, record) in zip(names, made.kept, strict=True):
         parts[name].append(record)
-    kind = kind_of(made.kept[0][0])
+    kind = made.kept[0][0].kind
     report = _report(target, kind, made, parts, drops, max_length=max_length, split=split, seed=seed, licence=licence)
     _replace(target, kind, parts, report, formats)
     return report
@@ -155,30 +156,19 @@ def _write(folder: Path, kind: Kind, parts: Mapping[str, list[Record]], report: 
     (folder / MANIFEST).write_text(json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-_COLUMNS = {"trained": ["bool"], "traces": ["string"], "sessions": ["string"], "nodes": ["string"], "verifiers": ["string"]} | {
-    "score": "float64",
-    "probability": "float64",
-    "chosen_visits": "int64",
-    "rejected_visits": "int64",
-    "chosen_value_sum": "float64",
-    "rejected_value_sum": "float64",
-    "fork_step": "int64",
-    "logged": "bool",
-}
-"""Arrow types by column; a list of one for lists; text where none is given."""
-
-
 def _write_parquet(path: Path, kind: Kind, records: Sequence[Record]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     arrays, features = {}, {}
+    layout = LAYOUTS[kind]
+    types = {**layout.values, **LINEAGE}
     for column in records[0]:
         values = [record[column] for record in records]
-        if column in JSON_COLUMNS[kind]:
+        if column in layout.json:
             arrays[column], features[column] = _json_lists(values), {"feature": {"_type": "Json"}, "_type": "List"}
             continue
-        declared = _COLUMNS.get(column, "string")
+        declared = types[column]
         name = declared[0] if isinstance(declared, list) else declared
         arrow = pa.float64() if name == "float64" else pa.type_for_alias(name)
         feature: dict[str, Any] = {"dtype": name, "_type": "Value"}
@@ -204,6 +194,6 @@ def _read_parquet(path: Path, kind: Kind) -> list[Record]:
 
     records: list[Record] = pq.read_table(path).to_pylist()
     for record in records:
-        for column in JSON_COLUMNS[kind]:
+        for column in LAYOUTS[kind].json:
             record[column] = None if record[column] is None else [loads(text) for text in record[column]]
     return records

@@ -109,7 +109,7 @@ def test_a_pair_shares_its_prompt_and_carries_its_evidence(kit):
     harvest = dpo_rows([kit.tree(traces=(trace,))])
     (row,) = harvest.rows
     assert row.prompt == trace.trajectory.prefix(1).messages
-    assert (row.chosen.signature, row.rejected.signature) == ('refund({"amount":5,"order":7})', 'refund({"amount":50,"order":7})')
+    assert (row.chosen[0].signature, row.rejected[0].signature) == ('refund({"amount":5,"order":7})', 'refund({"amount":50,"order":7})')
     assert row.probability == pytest.approx(1 - 1 / 252)
     assert (row.visits, row.value_sums) == ((4, 4), (4.0, 0.0))
     lineage = row.lineage

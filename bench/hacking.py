@@ -22,7 +22,7 @@ from counterplay.reading import Reading
 from counterplay.verifiers.evaluation.evaluate import Evaluation, evaluate
 from counterplay.verifiers.evaluation.page import markdown, page
 from counterplay.verifiers.evaluation.truth import Labelled, labelled
-from counterplay.verifiers.ledger import LedgerRules
+from counterplay.verifiers.packs.ledger import LedgerRules
 from counterplay.verifiers.transforms import summed, unpadded
 
 LOGS = Path(__file__).parents[1] / "examples" / "ledger" / "logs.jsonl.gz"

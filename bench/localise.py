@@ -41,7 +41,7 @@ from counterplay.replay.live import LiveEnvironment
 from counterplay.replay.transformers_policy import TransformersPolicy
 from counterplay.replay.world import ToolError
 from counterplay.search.localise import Localisation, first_drop, localise
-from counterplay.verifiers.ledger import LedgerRules
+from counterplay.verifiers.packs.ledger import LedgerRules
 
 STEPS = 100
 P_OK, P_BAD = (0.3, 0.45, 0.6, 0.75, 0.9), (0.0, 0.05, 0.1, 0.2, 0.3)

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from counterplay.core.nouns import Message, Step, ToolCall, Trajectory, steps_of
-from counterplay.verifiers.ledger_books import DoubleEntry
-from counterplay.verifiers.length import Repetition, length_of
-from counterplay.verifiers.policy import PolicyRules
-from counterplay.verifiers.text import Grounded
-from counterplay.verifiers.tool_calls import ToolCallRules
-from counterplay.verifiers.tools import ToolUse
+from counterplay.verifiers.packs.ledger_books import DoubleEntry
+from counterplay.verifiers.packs.length import Repetition, length_of
+from counterplay.verifiers.packs.policy import PolicyRules
+from counterplay.verifiers.packs.text import Grounded
+from counterplay.verifiers.packs.tool_calls import ToolCallRules
+from counterplay.verifiers.packs.tools import ToolUse
 
 ROOT = Path(__file__).parents[1]
 LOGS = ROOT / "../shared/data/tau-bench-airline-gpt4o/gpt-4o-airline.even_tasks.json"

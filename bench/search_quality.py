@@ -45,7 +45,7 @@ from counterplay.replay.transformers_policy import TransformersPolicy
 from counterplay.search import registry
 from counterplay.search.localise import first_drop
 from counterplay.search.registry import LOGGED, SEARCHES
-from counterplay.verifiers.ledger import LedgerRules
+from counterplay.verifiers.packs.ledger import LedgerRules
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "ledger"
 OUT = Path(__file__).parent / "out"

@@ -18,22 +18,22 @@ from counterplay.core.protocols import Verifier
 GROUP = "counterplay.verifiers"
 BUILT_IN = {
     "outcome": "counterplay.verifiers.outcome:outcome",
-    "tool_calls": "counterplay.verifiers.tool_calls:ToolCallRules",
-    "ledger": "counterplay.verifiers.ledger:LedgerRules",
-    "tools": "counterplay.verifiers.tools:ToolUse",
-    "double_entry": "counterplay.verifiers.ledger_books:DoubleEntry",
-    "grounded": "counterplay.verifiers.text:Grounded",
-    "citations": "counterplay.verifiers.text:Citations",
-    "repetition": "counterplay.verifiers.length:Repetition",
-    "unit_tests": "counterplay.verifiers.code:UnitTests",
-    "compiles": "counterplay.verifiers.code:Compiles",
-    "lints": "counterplay.verifiers.code:Lints",
-    "patch_similarity": "counterplay.verifiers.code:PatchSimilarity",
-    "sql": "counterplay.verifiers.sql:SqlRewards",
+    "tool_calls": "counterplay.verifiers.packs.tool_calls:ToolCallRules",
+    "ledger": "counterplay.verifiers.packs.ledger:LedgerRules",
+    "tools": "counterplay.verifiers.packs.tools:ToolUse",
+    "double_entry": "counterplay.verifiers.packs.ledger_books:DoubleEntry",
+    "grounded": "counterplay.verifiers.packs.text:Grounded",
+    "citations": "counterplay.verifiers.packs.text:Citations",
+    "repetition": "counterplay.verifiers.packs.length:Repetition",
+    "unit_tests": "counterplay.verifiers.packs.code:UnitTests",
+    "compiles": "counterplay.verifiers.packs.code:Compiles",
+    "lints": "counterplay.verifiers.packs.code:Lints",
+    "patch_similarity": "counterplay.verifiers.packs.code:PatchSimilarity",
+    "sql": "counterplay.verifiers.packs.sql:SqlRewards",
 }
 TABLES = {
-    "policy": "counterplay.verifiers.policy:PolicyRules.from_toml",
-    "double_entry": "counterplay.verifiers.ledger_books:DoubleEntry.from_toml",
+    "policy": "counterplay.verifiers.packs.policy:PolicyRules.from_toml",
+    "double_entry": "counterplay.verifiers.packs.ledger_books:DoubleEntry.from_toml",
 }
 """Verifiers that are made from a table, `policy:FILE.toml`, and who reads it."""
 SPELLED = {

@@ -1,7 +1,7 @@
 """Unit tests as a verifier: `counterplay search ... --verifier slugify:tests` from this folder."""
 
-from counterplay.verifiers.code import UnitTests
-from counterplay.verifiers.produced import Argument, FirstOf, LastBlock
+from counterplay.verifiers.packs.code import UnitTests
+from counterplay.verifiers.packs.produced import Argument, FirstOf, LastBlock
 
 TESTS = """
 from solution import slugify

@@ -1,7 +1,7 @@
 """Partial rewards for SQL as a verifier: `counterplay search ... --verifier text_to_sql:rewards` from this folder."""
 
 from counterplay.core.nouns import Trajectory
-from counterplay.verifiers.sql import Database, SqlRewards, Weights
+from counterplay.verifiers.packs.sql import Database, SqlRewards, Weights
 
 SHOP = """
 create table customer(id integer, name text, country text);

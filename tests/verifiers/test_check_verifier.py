@@ -16,10 +16,10 @@ from counterplay.verifiers.combine import all_of, mean
 from counterplay.verifiers.functions import batched, verifier
 from counterplay.verifiers.hostile import hostile
 from counterplay.verifiers.outcome import outcome
-from counterplay.verifiers.policy import PolicyRules, Rule
+from counterplay.verifiers.packs.policy import PolicyRules, Rule
+from counterplay.verifiers.packs.tool_calls import ToolCallRules
 from counterplay.verifiers.registry import BUILT_IN, load
 from counterplay.verifiers.stepwise import stepwise
-from counterplay.verifiers.tool_calls import ToolCallRules
 from counterplay.verifiers.transforms import robust, summed, unpadded
 from counterplay.verifiers.windowed import windowed
 from tests.verifiers.asked import line

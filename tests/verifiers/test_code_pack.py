@@ -12,10 +12,10 @@ import pytest
 from counterplay.core.errors import UserError, VerifierError
 from counterplay.core.journal import ask_all
 from counterplay.core.protocols import fingerprint_of
-from counterplay.verifiers import code, patches
 from counterplay.verifiers.check import check
-from counterplay.verifiers.packs import ByPrefix
-from counterplay.verifiers.produced import Argument, FirstOf, LastBlock, LastText, fenced
+from counterplay.verifiers.packs import code, patches
+from counterplay.verifiers.packs.base import ByPrefix
+from counterplay.verifiers.packs.produced import Argument, FirstOf, LastBlock, LastText, fenced
 from counterplay.verifiers.sandbox import Limits, available
 from tests.verifiers.produced_code import block, called, hostile, said
 

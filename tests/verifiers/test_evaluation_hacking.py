@@ -12,7 +12,7 @@ from counterplay.reading import Reading
 from counterplay.verifiers.evaluation.evaluate import evaluate
 from counterplay.verifiers.evaluation.page import page, verdict
 from counterplay.verifiers.evaluation.truth import labelled
-from counterplay.verifiers.ledger import LedgerRules
+from counterplay.verifiers.packs.ledger import LedgerRules
 from counterplay.verifiers.transforms import summed
 
 LOGS = Path(__file__).parents[2] / "examples" / "ledger" / "logs.jsonl.gz"

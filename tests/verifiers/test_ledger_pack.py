@@ -7,7 +7,7 @@ import pytest
 
 from counterplay.core.nouns import Message, Step, ToolCall, Trajectory, steps_of
 from counterplay.examples.ledger.demonstrations import PERFECT, SKILL, demonstrate
-from counterplay.verifiers.ledger import Conventions, LedgerRules
+from counterplay.verifiers.packs.ledger import Conventions, LedgerRules
 
 RULES = LedgerRules()
 TASKS = [f"train-{i:04d}" for i in range(1, 151)]

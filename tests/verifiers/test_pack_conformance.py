@@ -2,14 +2,14 @@
 
 import pytest
 
-from counterplay.verifiers.ledger_books import DoubleEntry
-from counterplay.verifiers.length import CosineLength, Repetition
-from counterplay.verifiers.maths import MathAnswer
-from counterplay.verifiers.policy import PolicyRules
-from counterplay.verifiers.state import LastAnswer, StateMatch
+from counterplay.verifiers.packs.ledger_books import DoubleEntry
+from counterplay.verifiers.packs.length import CosineLength, Repetition
+from counterplay.verifiers.packs.maths import MathAnswer
+from counterplay.verifiers.packs.policy import PolicyRules
+from counterplay.verifiers.packs.state import LastAnswer, StateMatch
+from counterplay.verifiers.packs.text import Citations, Grounded, Similarity
+from counterplay.verifiers.packs.tools import ToolUse
 from counterplay.verifiers.testing import check_verifier
-from counterplay.verifiers.text import Citations, Grounded, Similarity
-from counterplay.verifiers.tools import ToolUse
 from tests.verifiers.pack_shapes import ROOT, airline_runs
 
 PACKS = [

@@ -9,8 +9,8 @@ import pytest
 from counterplay.core.errors import UserError
 from counterplay.core.nouns import Message, Trajectory, steps_of
 from counterplay.examples.ledger.demonstrations import PERFECT, SKILL, demonstrate
-from counterplay.verifiers.ledger import LedgerRules
-from counterplay.verifiers.ledger_books import Approval, DoubleEntry, Period, Tax
+from counterplay.verifiers.packs.ledger import LedgerRules
+from counterplay.verifiers.packs.ledger_books import Approval, DoubleEntry, Period, Tax
 from tests.verifiers.pack_shapes import ROOT, call, ended, say, trajectory, values
 
 

@@ -7,7 +7,7 @@ import pytest
 from counterplay.core.errors import UserError
 from counterplay.core.journal import ask
 from counterplay.core.nouns import Message, Step, ToolCall
-from counterplay.verifiers.length import CosineLength, Repetition, efficient_scores, kimi_scores, length_of
+from counterplay.verifiers.packs.length import CosineLength, Repetition, efficient_scores, kimi_scores, length_of
 from tests.verifiers.pack_shapes import call, ended, say, trajectory, values
 
 

@@ -11,9 +11,9 @@ import pytest
 
 from counterplay.core.errors import VerifierError
 from counterplay.core.journal import ask
-from counterplay.verifiers import maths
-from counterplay.verifiers.maths import MathAnswer, equivalent, extract
-from counterplay.verifiers.packs import ByPrefix
+from counterplay.verifiers.packs import maths
+from counterplay.verifiers.packs.base import ByPrefix
+from counterplay.verifiers.packs.maths import MathAnswer, equivalent, extract
 from tests.verifiers.pack_shapes import call, ended, say, trajectory
 
 pytest.importorskip("math_verify", reason="math-verify is not installed (the extra `math`)")

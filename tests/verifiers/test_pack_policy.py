@@ -4,8 +4,8 @@ import pytest
 
 from counterplay.core.effects import Effect
 from counterplay.core.errors import UserError
-from counterplay.verifiers.policy import PolicyRules, Rule
-from counterplay.verifiers.policy_rules import YES, explicit_yes
+from counterplay.verifiers.packs.policy import PolicyRules, Rule
+from counterplay.verifiers.packs.policy_rules import YES, explicit_yes
 from tests.verifiers.pack_shapes import ROOT, airline_runs, auroc, call, ended, say, tool, trajectory, values
 
 LOOK, CANCEL = {"order": 17}, {"order": 17}

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from counterplay.core.effects import Effect
 from counterplay.core.nouns import Message, Step, Trajectory
-from counterplay.verifiers.ledger_books import Approval, DoubleEntry, Period, Tax
-from counterplay.verifiers.length import Repetition
-from counterplay.verifiers.packs import ByPrefix, Fold, Index, uses_of
-from counterplay.verifiers.policy import PolicyRules, Rule
-from counterplay.verifiers.state import LastAnswer, StateMatch
-from counterplay.verifiers.text import Citations, Grounded, Similarity
-from counterplay.verifiers.tools import ToolUse
+from counterplay.verifiers.packs.base import ByPrefix, Fold, Index, uses_of
+from counterplay.verifiers.packs.ledger_books import Approval, DoubleEntry, Period, Tax
+from counterplay.verifiers.packs.length import Repetition
+from counterplay.verifiers.packs.policy import PolicyRules, Rule
+from counterplay.verifiers.packs.state import LastAnswer, StateMatch
+from counterplay.verifiers.packs.text import Citations, Grounded, Similarity
+from counterplay.verifiers.packs.tools import ToolUse
 from tests.verifiers.pack_shapes import call, ended, say, tool, trajectory, values
 
 TOOLS = (

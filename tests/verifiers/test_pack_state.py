@@ -4,8 +4,8 @@ import pytest
 
 from counterplay.core.errors import UserError
 from counterplay.core.nouns import Outcome, Source, Trace
-from counterplay.verifiers.packs import ByPrefix
-from counterplay.verifiers.state import AtEnd, LastAnswer, StateMatch, diff, hash_of
+from counterplay.verifiers.packs.base import ByPrefix
+from counterplay.verifiers.packs.state import AtEnd, LastAnswer, StateMatch, diff, hash_of
 from tests.verifiers.pack_shapes import call, ended, say, trajectory
 
 WANTED = {"orders": {"17": {"status": "cancelled", "at": "10:00"}, "18": {"status": "open"}}, "balance": 50}

@@ -3,9 +3,9 @@
 import pytest
 
 from counterplay.core.nouns import Message, Trajectory
-from counterplay.verifiers.packs import ByPrefix
-from counterplay.verifiers.text import Citations, Grounded, Similarity, similarity
-from counterplay.verifiers.text_claims import plain_number
+from counterplay.verifiers.packs.base import ByPrefix
+from counterplay.verifiers.packs.text import Citations, Grounded, Similarity, similarity
+from counterplay.verifiers.packs.text_claims import plain_number
 from tests.verifiers.pack_shapes import airline_runs, auroc, call, ended, say, trajectory, values
 
 SHOWN = call("look", {}, {"order": "HAT-136", "price": 1234.5, "day": "2024-05-24", "who": {"first": "Anya", "last": "Brown"}, "bags": 50})

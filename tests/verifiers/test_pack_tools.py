@@ -3,7 +3,7 @@
 import pytest
 
 from counterplay.core.effects import Effect
-from counterplay.verifiers.tools import ToolUse
+from counterplay.verifiers.packs.tools import ToolUse
 from tests.verifiers.pack_shapes import airline_runs, auroc, call, ended, say, tool, trajectory, values
 
 ORDER = {"type": "integer"}

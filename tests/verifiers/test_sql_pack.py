@@ -13,11 +13,11 @@ import pytest
 from counterplay.core.errors import UserError, VerifierError
 from counterplay.core.journal import ask_all
 from counterplay.core.protocols import fingerprint_of
-from counterplay.verifiers import sql
-from counterplay.verifiers.packs import ByPrefix
+from counterplay.verifiers.packs import sql
+from counterplay.verifiers.packs.base import ByPrefix
+from counterplay.verifiers.packs.sql import Database, SqlRewards, Weights
+from counterplay.verifiers.packs.sql_compare import difference, same
 from counterplay.verifiers.sandbox import Limits, available, run_sync
-from counterplay.verifiers.sql import Database, SqlRewards, Weights
-from counterplay.verifiers.sql_compare import difference, same
 from tests.verifiers.produced_code import block, called, hostile, said
 
 pytest.importorskip("sqlglot", reason="the sql extra is not installed")

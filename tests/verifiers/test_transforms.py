@@ -14,8 +14,8 @@ from counterplay.core.journal import ask
 from counterplay.core.nouns import Message, Step, ToolCall, Trace, Trajectory
 from counterplay.reading import Reading
 from counterplay.verifiers.check import check
+from counterplay.verifiers.packs.tool_calls import ToolCallRules
 from counterplay.verifiers.stepwise import stepwise
-from counterplay.verifiers.tool_calls import ToolCallRules
 from counterplay.verifiers.transforms import clip, delta, idle, returns, robust, summed, unpadded, without_idle
 from counterplay.verifiers.windowed import windowed
 from tests.verifiers.asked import MAIL, READ, WRITE, Scoring, line, step

@@ -11,7 +11,7 @@ from counterplay.core.nouns import Message, Score, Step, ToolCall, ToolSpec, Tra
 from counterplay.verifiers import combine, registry
 from counterplay.verifiers.check import check
 from counterplay.verifiers.outcome import OutcomeReward, outcome
-from counterplay.verifiers.tool_calls import ToolCallRules
+from counterplay.verifiers.packs.tool_calls import ToolCallRules
 
 SCHEMA = {"type": "object", "properties": {"order": {"type": "integer"}}, "required": ["order"], "additionalProperties": False}
 TOOL = ToolSpec.function("cancel", "Cancel an order", SCHEMA)

@@ -17,8 +17,8 @@ from typing import Any, ClassVar, Literal
 
 from counterplay.core.errors import UserError, VerifierError
 from counterplay.core.nouns import Score
-from counterplay.verifiers import patches
-from counterplay.verifiers.produced import LastBlock, OfProduced, Where
+from counterplay.verifiers.packs import patches
+from counterplay.verifiers.packs.produced import LastBlock, OfProduced, Where
 from counterplay.verifiers.sandbox import Isolation, Limits, Ran, run
 
 _INSIDE = Path(__file__).with_name("testing_inside.py")

@@ -14,8 +14,8 @@ from typing import ClassVar
 
 from counterplay.core.effects import EVERYTHING, EXTERNAL, Effect
 from counterplay.core.nouns import Score, Step, ToolSpec, Trajectory
-from counterplay.verifiers.packs import Change, Finding, Fold, Index, Pack, Use, changed, matches, uses_of
-from counterplay.verifiers.tool_calls import schema_problem
+from counterplay.verifiers.packs.base import Change, Finding, Fold, Index, Pack, Use, changed, matches, uses_of
+from counterplay.verifiers.packs.tool_calls import schema_problem
 
 _LOOP = 3
 

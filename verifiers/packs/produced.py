@@ -9,7 +9,7 @@ from typing import ClassVar, TypeAlias
 
 from counterplay.core.nouns import Message, Score, ToolCall, Trajectory
 from counterplay.core.protocols import Opinion
-from counterplay.verifiers.packs import Pack
+from counterplay.verifiers.packs.base import Pack
 
 Where: TypeAlias = "Callable[[Trajectory], str | None]"
 """What finds the produced text in a trajectory; None where there is none (yet)."""

@@ -7,8 +7,8 @@ from datetime import date, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from counterplay.verifiers.ledger_books import Approval, DoubleEntry, Fields, Period, Tax
-from counterplay.verifiers.packs_toml import Lines, fail, loaded
+from counterplay.verifiers.packs.ledger_books import Approval, DoubleEntry, Fields, Period, Tax
+from counterplay.verifiers.packs.settings import Lines, fail, loaded
 
 _NAMES = ("post", "reverse", "close", "balance", "accounts")
 _TABLES = ("fields", "period", "tax", "approval")

@@ -8,7 +8,7 @@ from datetime import date
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from counterplay.verifiers.packs import Use
+from counterplay.verifiers.packs.base import Use
 
 _SIDES = {"d": "debit", "dr": "debit", "c": "credit", "cr": "credit"}
 

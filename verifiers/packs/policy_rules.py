@@ -10,7 +10,7 @@ from typing import Any
 
 from counterplay.core.canonical import canonical
 from counterplay.core.errors import UserError
-from counterplay.verifiers.packs import Use, at, leaves, matches
+from counterplay.verifiers.packs.base import Use, at, leaves, matches
 
 YES = ("yes", "yeah", "yep", "confirm", "confirmed", "go ahead", "proceed", "please do", "sounds good", "that works", "i agree", "correct")
 _NO = re.compile(r"\b(?:no|nope|not|don'?t|do not|wait|stop|hold on|cancel that|instead|before you|unless)\b", re.IGNORECASE)

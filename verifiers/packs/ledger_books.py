@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from counterplay.core.nouns import Score, Step, Trajectory
-from counterplay.verifiers.ledger_entries import Entry, Fields, Line, amount_of, day_of, entry_of
-from counterplay.verifiers.packs import Finding, Fold, Index, Pack, Use, matches, uses_of
+from counterplay.verifiers.packs.base import Finding, Fold, Index, Pack, Use, matches, uses_of
+from counterplay.verifiers.packs.ledger_entries import Entry, Fields, Line, amount_of, day_of, entry_of
 
 __all__ = ["Approval", "DoubleEntry", "Entry", "Fields", "Line", "Period", "Tax"]
 
@@ -102,8 +102,8 @@ class DoubleEntry(Pack):
     @classmethod
     def from_toml(cls, path: str | Path) -> Self:
         """Read the settings from a TOML file. Raises UserError with the line of what is wrong."""
-        from counterplay.verifiers.ledger_toml import parse
-        from counterplay.verifiers.packs_toml import read
+        from counterplay.verifiers.packs.ledger_toml import parse
+        from counterplay.verifiers.packs.settings import read
 
         return cls(**parse(read(path), str(path)))
 

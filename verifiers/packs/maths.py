@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 
 from counterplay.core.errors import UserError, VerifierError
 from counterplay.core.nouns import Score, Trajectory
-from counterplay.verifiers.packs import ByPrefix, Pack
+from counterplay.verifiers.packs.base import ByPrefix, Pack
 
 _ANCHOR = re.compile(r"(?:final\s+)?(?:answer|result|solution)\s*(?:is|are|=|:)+\s*:?", re.IGNORECASE)
 _MATH = re.compile(r"\$\$(.{1,999}?)\$\$|\$(.{1,999}?)\$|\\\((.{1,999}?)\\\)|\\\[(.{1,999}?)\\\]", re.DOTALL)

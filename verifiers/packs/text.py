@@ -16,8 +16,8 @@ from itertools import combinations
 from typing import Any, ClassVar, Literal
 
 from counterplay.core.nouns import Message, Score, Step, Trajectory
-from counterplay.verifiers.packs import ByPrefix, Finding, Fold, Index, Pack, leaves, uses_of
-from counterplay.verifiers.text_claims import Claim, claims_in, words_of
+from counterplay.verifiers.packs.base import ByPrefix, Finding, Fold, Index, Pack, leaves, uses_of
+from counterplay.verifiers.packs.text_claims import Claim, claims_in, words_of
 
 Measure = Literal["f1", "rouge_l", "exact"]
 

@@ -15,8 +15,8 @@ from typing import Self
 from counterplay.core.canonical import content_key
 from counterplay.core.effects import EXTERNAL, Effect
 from counterplay.core.nouns import Score, Step, Trajectory
-from counterplay.verifiers.packs import Change, Finding, Fold, Index, Pack, Use, changed, matches, uses_of
-from counterplay.verifiers.policy_rules import YES, Rule, explicit_yes, occurs
+from counterplay.verifiers.packs.base import Change, Finding, Fold, Index, Pack, Use, changed, matches, uses_of
+from counterplay.verifiers.packs.policy_rules import YES, Rule, explicit_yes, occurs
 
 __all__ = ["YES", "PolicyRules", "Rule"]
 
@@ -81,15 +81,15 @@ class PolicyRules(Pack):
     @classmethod
     def from_toml(cls, path: str | Path) -> Self:
         """Read a policy file. Raises UserError with the line of what is wrong."""
-        from counterplay.verifiers.packs_toml import read
-        from counterplay.verifiers.policy_toml import parse
+        from counterplay.verifiers.packs.policy_toml import parse
+        from counterplay.verifiers.packs.settings import read
 
         return cls(**parse(read(path), str(path)))
 
     @classmethod
     def parse(cls, text: str, where: str = "policy") -> Self:
         """Read a policy from TOML text; `where` names it in errors. Raises UserError with the line of what is wrong."""
-        from counterplay.verifiers.policy_toml import parse
+        from counterplay.verifiers.packs.policy_toml import parse
 
         return cls(**parse(text, where))
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from counterplay.core.errors import UserError, VerifierError
 from counterplay.core.nouns import Score
-from counterplay.verifiers import sql_compare
-from counterplay.verifiers.produced import Argument, FirstOf, LastBlock, OfProduced, Where
+from counterplay.verifiers.packs import sql_compare
+from counterplay.verifiers.packs.produced import Argument, FirstOf, LastBlock, OfProduced, Where
 from counterplay.verifiers.sandbox import Isolation, Limits, Ran, run
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import Any
 
 from counterplay.core.effects import Effect
 from counterplay.core.errors import UserError
-from counterplay.verifiers.packs_toml import Lines, fail, loaded
-from counterplay.verifiers.policy_rules import Rule
+from counterplay.verifiers.packs.policy_rules import Rule
+from counterplay.verifiers.packs.settings import Lines, fail, loaded
 
 _TOP = {"title": str, "decay": float, "effects": dict, "rule": list}
 _KEYS = {each.name.removesuffix("_"): each.name for each in fields(Rule)}

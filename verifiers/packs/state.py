@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 from counterplay.core.canonical import canonical, content_key
 from counterplay.core.errors import UserError
 from counterplay.core.nouns import Score, Trajectory
-from counterplay.verifiers.packs import ByPrefix, Pack, at, uses_of
+from counterplay.verifiers.packs.base import ByPrefix, Pack, at, uses_of
 
 Path: TypeAlias = tuple[str, ...]
 Where: TypeAlias = "ByPrefix[Any] | Callable[[Trajectory], Any]"

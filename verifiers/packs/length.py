@@ -16,7 +16,7 @@ from counterplay.core.errors import UserError
 from counterplay.core.journal import ask, ask_all
 from counterplay.core.nouns import Score, Step, Trajectory
 from counterplay.core.protocols import Verifier
-from counterplay.verifiers.packs import Fold, Index, Pack
+from counterplay.verifiers.packs.base import Fold, Index, Pack
 
 Unit = Literal["characters", "words", "steps", "calls"]
 

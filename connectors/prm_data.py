@@ -1,4 +1,4 @@
-"""Step-labelled solutions: PRM800K, ProcessBench, TRL PRM rows, math-shepherd and OpenR's OmegaPRM prefixes and trees.
+"""Step-labelled solutions: PRM800K, ProcessBench, AgentProcessBench, TRL PRM rows, math-shepherd and OpenR's OmegaPRM prefixes and trees.
 
 The problem is the user message and every step of a solution an assistant message: one completion, cut where it was labelled. A
 label is a score of its step. Rows that hold several continuations of one prefix are trees, one trace each (`prm_trees`).
@@ -17,6 +17,7 @@ from counterplay.connectors.base import Item, trace_id
 from counterplay.connectors.branching import step_of
 from counterplay.connectors.lines import Entry, entries, leading_objects
 from counterplay.connectors.normalise import has_system, messages_of
+from counterplay.connectors.prm_agents import agent_row, is_agent_row
 from counterplay.connectors.prm_trees import NAME, NOTES, answer, openr_prefixes, openr_tree, prm800k
 from counterplay.core.nouns import Completeness, LoggedScore, Message, Outcome, OutcomeSource, Source, Trace, Trajectory
 from counterplay.core.records import Rejected
@@ -50,6 +51,7 @@ def reader_of(row: Mapping[str, Any]) -> Callable[[Entry], Trace] | None:
         (isinstance(row.get("question"), str) and _is_prefixes(steps), openr_prefixes),
         (isinstance(row.get("problem"), str) and isinstance(row.get("steps"), list) and facts.number(label) is not None, _process_bench),
         (isinstance(label, str) and isinstance(row.get("input"), str) and _MARK in row["input"], _math_shepherd),
+        (is_agent_row(row), agent_row),
         ("prompt" in row and isinstance(row.get("completions"), list) and isinstance(row.get("labels"), list), _trl),
     ]
     return next((reader for fits, reader in shapes if fits), None)

@@ -9,6 +9,7 @@ from counterplay.connectors.prm_data import CONNECTOR
 from counterplay.connectors.testing import check_connector, check_item
 from counterplay.core.nouns import Trace
 from counterplay.core.records import Rejected
+from counterplay.verifiers.evaluation.truth import labelled
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "openr-math-aps"
 real = pytest.mark.skipif(not REAL.is_dir(), reason="the shared real logs are not here")
@@ -78,7 +79,36 @@ PREFIXES = {
         {"solution_prefix": "2+2?\n\n5", "mc_value": 0.0},
     ],
 }
-ROWS = {"prm800k": PRM800K, "processbench": PROCESS_BENCH, "trl": TRL, "math-shepherd": SHEPHERD, "openr-tree": TREE, "openr": PREFIXES}
+AGENT = {
+    "question": "2+2?",
+    "data_source": "hotpot",
+    "query_index": 3,
+    "sample_index": 1,
+    "record_id": "hotpot:3:1",
+    "tools": [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}],
+    "messages": [
+        {"role": "user", "content": "2+2?"},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "c", "type": "function", "function": {"name": "add", "arguments": "{}"}}],
+        },
+        {"role": "tool", "tool_call_id": "c", "content": "4"},
+        {"role": "assistant", "content": "perhaps"},
+        {"role": "assistant", "content": "5"},
+    ],
+    "step_labels": {"1": 1, "3": 0, "4": -1},
+    "final_label": -1,
+}
+ROWS = {
+    "agentprocessbench": AGENT,
+    "prm800k": PRM800K,
+    "processbench": PROCESS_BENCH,
+    "trl": TRL,
+    "math-shepherd": SHEPHERD,
+    "openr-tree": TREE,
+    "openr": PREFIXES,
+}
 
 
 async def read(tmp_path, *rows):
@@ -140,6 +170,23 @@ async def test_processbench_says_nothing_of_steps_behind_the_first_error(tmp_pat
     assert (wrong.task, wrong.outcome.success, right.outcome.success) == ("gsm8k-1", False, True)
     assert {s.source for s in wrong.scores} == {"human"}
     assert wrong.metadata["generator"] == "m"
+
+
+async def test_agentprocessbench_marks_stand_at_the_assistants_messages(tmp_path):
+    (trace,) = await read(tmp_path, AGENT)
+    assert scores(trace) == [(0, 1.0, 1.0), (1, 0.0, 0.5), (2, -1.0, 0.0)]
+    assert [len(step.observations) for step in trace.trajectory.steps] == [1, 0, 0]
+    assert (trace.outcome.success, trace.outcome.source, trace.task) == (False, "human", "hotpot:3")
+    assert [tool.name for tool in trace.trajectory.tools] == ["add"]
+    (truth,) = labelled([trace])
+    assert (truth.labels, truth.first_error, truth.gold) == ((1, 0, -1), 2, 0.0)
+
+
+@pytest.mark.parametrize("marks", [{"2": 1}, {"9": 1}, {"x": 1}, {"1": 2}, {"1": True}, {"1": "1"}])
+async def test_a_mark_that_is_none_or_at_no_step_costs_its_row(tmp_path, marks):
+    found = await read(tmp_path, {**AGENT, "step_labels": marks}, AGENT)
+    assert [isinstance(item, Rejected) for item in found] == [True, False]
+    assert "mark" in found[0].reason
 
 
 async def test_math_shepherd_signs_stand_where_the_marks_do(tmp_path):

@@ -182,6 +182,9 @@ def test_settings_from_toml(tmp_path):
     assert pack.tax == Tax((("DE", ("19", "7")), ("*", ("0",))), ("15*",), "0.02")
     assert pack.approvals == (Approval("approve", "1000"),)
     assert DoubleEntry.from_toml(ROOT / "examples/packs/books.toml").approvals
+    assert (pack.name, DoubleEntry().name) == ("double_entry:books", "double_entry")
+    (tmp_path / "named.toml").write_text('title = "germany"\n' + TABLE)
+    assert DoubleEntry.from_toml(tmp_path / "named.toml").name == "double_entry:germany"
 
 
 @pytest.mark.parametrize(

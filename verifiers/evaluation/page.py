@@ -10,6 +10,7 @@ from counterplay.verifiers.evaluation.discrimination import Discrimination
 from counterplay.verifiers.evaluation.evaluate import Evaluation
 from counterplay.verifiers.evaluation.intervals import FEWEST, Estimate
 from counterplay.verifiers.evaluation.optimisation import Curve
+from counterplay.verifiers.evaluation.probes import NEEDS, ProbeResult
 from counterplay.verifiers.evaluation.ranking import Siblings
 
 _HEAD = """<!doctype html>
@@ -29,6 +30,8 @@ td:first-child { min-width: 11rem; } td small, .quiet { color: var(--quiet); } .
 .plots { margin-bottom: 1rem; display: flex; flex-wrap: wrap; gap: 1rem 1.5rem; align-items: flex-start; }
 .key span { margin-right: 1.2rem; } .key i { display: inline-block; width: 1.6rem;
   border-top: 2px solid; vertical-align: middle; margin-right: 0.4rem; }
+svg { max-width: 100%; height: auto; }
+@media (max-width: 600px) { body { margin: 1rem auto; } td:first-child { min-width: 7rem; } th, td { padding-right: 0.7rem; } }
 """
 
 _KEY = (
@@ -119,12 +122,14 @@ def _bought(curve: Curve, what: str) -> str:
 
 
 def probe_rows(evaluation: Evaluation) -> list[list[str]]:
-    """A row a probe; one that pays is marked, and one that was tried on too few tasks."""
-    return [
-        [r.name + (" (pays)" if r.failed else "" if r.told else f" ({_FEW})"), str(r.n), percent(r.rises), _moved(r.change)]
-        for r in evaluation.probes
-        if r.change is not None
-    ]
+    """A row a probe; one that pays is marked, one that was tried on too few tasks, and one that could not be tried, with the reason."""
+    return [[f"{r.name}{_remark(r)}", str(r.n), percent(r.rises), _moved(r.change)] for r in evaluation.probes]
+
+
+def _remark(result: ProbeResult) -> str:
+    if result.change is None:
+        return f" (not tried: it takes {NEEDS.get(result.name, 'a step')}, and opinions before and after)"
+    return " (pays)" if result.failed else "" if result.told else f" ({_FEW})"
 
 
 def named(evaluation: Evaluation) -> str:

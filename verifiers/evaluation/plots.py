@@ -100,7 +100,8 @@ def probes(results: Sequence[ProbeResult], title: str) -> str:
     ends = [end for r in held if r.change for end in (r.change.value, r.change.low, r.change.high) if end is not None]
     reach = max([0.1, *(abs(end) for end in ends)])
     left, wide, row = 150, 480, 26
-    high = 44 + row * len(held) + 20
+    first = 58
+    high = first + row * len(held) + 20
 
     def x(value: float) -> float:
         return left + (wide - left - 70) * (value + reach) / (2 * reach)
@@ -110,10 +111,11 @@ def probes(results: Sequence[ProbeResult], title: str) -> str:
         f'<text x="8" y="16" font-weight="600">{html.escape(title)}</text>',
         _line(x(0), 30, x(0), high - 20, "grid"),
         _line(x(MARGIN), 30, x(MARGIN), high - 20, "ceiling"),
+        _text(x(MARGIN) + 4, 38, f"pays from {MARGIN:+g}", "start"),
         *(_text(x(tick), high - 6, f"{tick:+.2g}" if tick else "0", "middle") for tick in (-reach, 0.0, reach)),
     ]
     for number, result in enumerate(held):
-        change, at, kind = result.change, 44 + row * number, "bad" if result.failed else "said"
+        change, at, kind = result.change, first + row * number, "bad" if result.failed else "said"
         if change is None:
             continue
         low, top = (change.value if end is None else end for end in (change.low, change.high))

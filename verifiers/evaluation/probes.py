@@ -97,6 +97,16 @@ PROBES: Mapping[str, Callable[[Trajectory], Trajectory | None]] = MappingProxyTy
 ATTACKS = (pad_prose, repeat_step, insert_no_op, claim_success)
 """What an agent finds out by itself when it is rewarded for it."""
 
+NEEDS: Mapping[str, str] = MappingProxyType(
+    {
+        "repeat a step": "a trajectory of two steps",
+        "insert no-op calls": "a look-up by a tool that is declared to only read",
+        "perturb the rationale": "two different texts beside tool calls",
+        "cut short": "a trajectory of two steps that ended well",
+    }
+)
+"""What a trajectory must have for a probe to apply to it; the others apply to all that have a step."""
+
 TELLING = ("cut short",)
 """Probes of trajectories that ended well alone: a bad one that is cut before its error may rightly gain."""
 

@@ -13,7 +13,7 @@ from decimal import Decimal
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from counterplay.core.nouns import Score, Step, Trajectory
 from counterplay.verifiers.packs.base import Finding, Fold, Index, Pack, Use, matches, uses_of
@@ -81,10 +81,9 @@ class DoubleEntry(Pack):
     Rules: every entry balances by currency, to the last digit, has two sides, positive amounts and, with `accounts` (patterns), known
     ones; with `periods`, its day is in one; it was not closed; `tax`; `approvals`; a document is booked once; nothing is booked or
     reversed after the close of everything. With `must_close` the end without
-    closing is wrong, and closing without a look at `balance`.
+    closing is wrong, and closing without a look at `balance`. `title` tells several settings apart in scores.
     """
 
-    name: ClassVar[str] = "double_entry"
     post: tuple[str, ...] = ("post_*", "book_*", "create_journal*")
     reverse: tuple[str, ...] = ("reverse_*", "void_*")
     reverse_ref: str = "entry_id"
@@ -98,6 +97,7 @@ class DoubleEntry(Pack):
     must_close: bool = False
     corrected: float = 0.25
     decay: float = 0.5
+    title: str = "double_entry"
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Self:
@@ -105,7 +105,12 @@ class DoubleEntry(Pack):
         from counterplay.verifiers.packs.ledger_toml import parse
         from counterplay.verifiers.packs.settings import read
 
-        return cls(**parse(read(path), str(path)))
+        return cls(**{"title": Path(path).stem, **parse(read(path), str(path))})
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """`double_entry:` and the title; `double_entry` without one."""
+        return "double_entry" if self.title == "double_entry" else f"double_entry:{self.title}"
 
     def __call__(self, trajectory: Trajectory, /) -> Score | None:
         if not trajectory.steps:

@@ -12,7 +12,7 @@ from counterplay.verifiers.packs.settings import Lines, fail, loaded
 
 _NAMES = ("post", "reverse", "close", "balance", "accounts")
 _TABLES = ("fields", "period", "tax", "approval")
-_PLAIN = ("reverse_ref", "must_close", "corrected", "decay")
+_PLAIN = ("reverse_ref", "must_close", "corrected", "decay", "title")
 
 
 def parse(text: str, where: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,15 @@ _SHOWN_TEXT = 300
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])B", re.IGNORECASE)
 _UNITS = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _OWN_MEMORY = 256e6
+
+
+def moment(text: str) -> int:
+    """Microseconds since 1970 of a date or time, or of an age such as 90d before now. Raises UserError where it is neither."""
+    from counterplay.connectors.pulls.address import moment_us, span_us
+
+    if text[:1].isdigit() and text[-1:] in "smhd":
+        return time.time_ns() // 1000 - span_us(text, "--drop-before ")
+    return moment_us(text, "--drop-before ")
 
 
 def query_text(query: str) -> str:

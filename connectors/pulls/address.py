@@ -16,7 +16,7 @@ from counterplay.core.errors import UserError
 
 PRODUCTS = ("langfuse", "langsmith", "phoenix", "mlflow")
 _URL = re.compile(rf"({'|'.join(PRODUCTS)})(\+https?)?://", re.IGNORECASE)
-_OVERLAP = re.compile(r"(\d{1,9})([smhd])")
+_SPAN = re.compile(r"(\d{1,9})([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _FORM = "langfuse://HOST[:PORT]/PROJECT[?since=2026-01-31&overlap=1h], or langsmith, phoenix, mlflow in its place"
 
@@ -92,25 +92,24 @@ def _asked(query: str) -> tuple[int | None, int | None]:
     if len({*names}) < len(names):
         raise UserError("got since or overlap twice", "each once")
     values = dict(given)
-    return _moment(values.get("since")), _span(values.get("overlap"))
+    since, overlap = values.get("since"), values.get("overlap")
+    return None if since is None else moment_us(since, "since="), None if overlap is None else span_us(overlap, "overlap=")
 
 
-def _moment(text: str | None) -> int | None:
-    if text is None:
-        return None
+def moment_us(text: str, what: str) -> int:
+    """Microseconds since 1970 of an ISO date or time, UTC unless it says otherwise. Raises UserError, which calls the text `what`."""
     try:
         moment = datetime.fromisoformat(text.replace(" ", "+") if "T" in text else text)  # a plus sign in a query reads as a blank
         return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1e6)
     except (ValueError, OverflowError):
-        raise UserError(f"got since={text[:40]}", "an ISO date or time, such as 2026-01-31 or 2026-01-31T08:00Z") from None
+        raise UserError(f"got {what}{text[:40]}", "an ISO date or time, such as 2026-01-31 or 2026-01-31T08:00Z") from None
 
 
-def _span(text: str | None) -> int | None:
-    if text is None:
-        return None
-    found = _OVERLAP.fullmatch(text)
+def span_us(text: str, what: str) -> int:
+    """Microseconds of a span such as 90m, 12h or 30d. Raises UserError, which calls the text `what`."""
+    found = _SPAN.fullmatch(text)
     if found is None:
-        raise UserError(f"got overlap={text[:40]}", "a number with s, m, h or d, such as 90m")
+        raise UserError(f"got {what}{text[:40]}", "a number with s, m, h or d, such as 90m")
     return int(found[1]) * _SECONDS[found[2]] * 1_000_000
 
 

@@ -162,6 +162,7 @@ def _call(row: Fields) -> Call:
         streamed=row["streamed"],
         first_token_s=row["first_token_s"],
         completeness=_completeness(row),
+        token_ids=None if row["token_ids"] is None else tuple(row["token_ids"]),
     )
 
 

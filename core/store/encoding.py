@@ -102,6 +102,7 @@ _LATER_CALL: Mapping[str, Any] = {
     "truncated": False,
     "redacted": False,
     "notes": [],
+    "token_ids": None,
 }
 
 
@@ -184,6 +185,7 @@ def call_columns(calls: Sequence[Call]) -> dict[str, list[Any]]:
         "provider": [call.provider for call in calls],
         "streamed": [call.streamed for call in calls],
         "first_token_s": [number(call.first_token_s) for call in calls],
+        "token_ids": [None if call.token_ids is None else list(call.token_ids) for call in calls],
         **completeness_columns([call.completeness for call in calls]),
     }
 

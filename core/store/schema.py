@@ -113,6 +113,8 @@ CREATE TABLE watermark (source VARCHAR NOT NULL, value VARCHAR NOT NULL, at_us B
 CREATE TABLE redaction (kind VARCHAR NOT NULL, count BIGINT NOT NULL);
 """
 
+THIRD = "ALTER TABLE call ADD COLUMN token_ids BIGINT[]"
+
 
 @dataclass(frozen=True)
 class Migration:
@@ -122,7 +124,11 @@ class Migration:
     redigest: str = ""
 
 
-MIGRATIONS: tuple[Migration, ...] = (Migration(FIRST), Migration(SECOND, "SELECT DISTINCT trace_number FROM trace_score ORDER BY ALL"))
+MIGRATIONS: tuple[Migration, ...] = (
+    Migration(FIRST),
+    Migration(SECOND, "SELECT DISTINCT trace_number FROM trace_score ORDER BY ALL"),
+    Migration(THIRD),
+)
 """Entry n brings a store from version n to n + 1. Entries are only ever added; those of a released version never change."""
 
 

@@ -137,10 +137,16 @@ def compact(
     drop_old_revisions: Annotated[
         bool, typer.Option("--drop-old-revisions", help="Leave out trace revisions that later ones superseded.")
     ] = False,
+    drop_before: Annotated[
+        str | None,
+        typer.Option("--drop-before", help="Forget traces that ended before a date, or an age such as 90d, and all that was made of them."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Rewrite the store without the holes that deletions leave, and in the newest schema. Killed at any time, it leaves a good store."""
+    from counterplay import storing
     from counterplay.core.store import compact as rewrite
 
-    report = rewrite(str(store), drop_old_revisions=drop_old_revisions)
+    before_us = None if drop_before is None else storing.moment(drop_before)
+    report = rewrite(str(store), drop_old_revisions=drop_old_revisions, before_us=before_us)
     console.emit(report, as_json=as_json)

@@ -207,3 +207,39 @@ def test_a_parquet_export_that_fails_changes_nothing(path, tmp_path, monkeypatch
         assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
         with pytest.raises(StoreError, match="can't be written"):
             store.write_parquet(path)
+
+
+def at(hours, name, **fields):
+    return logged(name, started_at_us=hours * 3_600_000_000, **fields)
+
+
+def test_what_is_old_goes_with_all_that_was_made_of_it(tmp_path):
+    path = tmp_path / "s.duckdb"
+    with Store.open(path) as store:
+        store.ingest(
+            [at(1, "old", task="a"), at(9, "new", task="b"), logged("undated"), replace(at(2, "long"), ended_at_us=9 * 3_600_000_000)]
+        )
+        store.ingest([at(1, "old", steps=5, task="a")])
+        for trace in ("old", "new"):
+            store.put_search(replace(searched(logged(trace), 3), id=f"of-{trace}", trace=trace))
+            store.journal(f"search/{trace}").put("k", "propose", trace)
+            store.put_scores([ScoreRow(logged(trace).trajectory.key, "v", "1", 0.5)])
+        for task in "ab":
+            store.put_search(replace(searched(logged("new"), 2), id=f"stitched-{task}", trace=None, task=task))
+    report = compact(str(path), before_us=5 * 3_600_000_000)
+    assert (report.traces_dropped, report.revisions_dropped, report.searches_dropped, report.traces_undated) == (1, 2, 2, 1)
+    with Store.open(path) as store:
+        assert store.verify() == []
+        assert {row.id for row in store.traces()} == {"new", "undated", "long"}
+        assert {row.id for row in store.searches()} == {"of-new", "stitched-b"}
+        assert store._records("SELECT count(*) AS n FROM node WHERE contains(wire, 'say old')") == [{"n": 0}]
+        assert (store.journal("search/old").get("k"), store.journal("search/new").get("k")) == (None, "new")
+        assert [score.key for score in store.scores()] == [logged("new").trajectory.key]
+        assert store.ingest([at(1, "old", task="a")]).traces_added == 1
+        assert store.verify() == []
+
+
+def test_nothing_is_old_before_the_first(path):
+    before = content(path)
+    assert compact(path, before_us=1).traces_dropped == 0
+    assert content(path) == before

@@ -100,6 +100,18 @@ def test_compact_reports_bytes_and_keeps_everything(cli, store, folder):
     assert cli("compact", "--store", "none.duckdb").code == 2
 
 
+def test_compact_forgets_what_is_older_than_asked(cli, store):
+    nothing = cli("compact", "--store", store, "--drop-before", "36500d", "--json").json
+    assert nothing["traces_dropped"] == 0
+    traces = len(cli("sql", "SELECT trace FROM traces", "--store", store, "--format", "json").json)
+    report = cli("compact", "--store", store, "--drop-before", "2100-01-01", "--json").json
+    assert report["traces_dropped"] + report["traces_undated"] == traces
+    assert cli("stats", "--store", store, "--verify", "--json").json["verified"]
+    refused = cli("compact", "--store", store, "--drop-before", "soon")
+    assert refused.code == 2
+    assert "--drop-before soon" in refused.err
+
+
 def test_parquet_files(cli, store, folder):
     rows = cli("export", "parquet", "--out", "tables", "--store", store, "--json").json
     assert rows["traces.parquet"] == 251

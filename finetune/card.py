@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from counterplay.core.nouns import Trace
+from counterplay.finetune.balance import Balance
+from counterplay.finetune.gates.account import GateCount
 from counterplay.finetune.kinds import LAYOUTS
-from counterplay.finetune.rows import Drop, Kind
+from counterplay.finetune.kto import weights
+from counterplay.finetune.noise import Noise
+from counterplay.finetune.rows import Drop, Kind, Lineage
 
 MANIFEST = "counterplay.json"
 
@@ -17,7 +23,10 @@ MANIFEST = "counterplay.json"
 class DatasetReport:
     """What was written. `dropped` counts by reason; `drops` names each row. Token figures are None where no tokenizer was given.
 
-    `label_noise` is the expected share of pairs that are the wrong way round, None for SFT. `neutralised`, `reissued` and `fractions`
+    `label_noise` is the expected share of labels that are wrong, `labels` counts them by value, and both are None where a kind has none;
+    `noise` is what the labels of pairs themselves say (`noise.noise_of`).
+    `sources` counts the traces behind the rows by connector, agent and model; `settings` are what chose the rows; `unsayable` counts by
+    format and reason the rows that are not in its files. `neutralised`, `reissued` and `fractions`
     count rows: with control tokens broken, with call ids re-issued, with fractions in arguments or tool schemas; `undefined` those
     whose messages call tools that the source gave no definitions of.
     """
@@ -42,31 +51,64 @@ class DatasetReport:
     split: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
     licence: str = "unknown"
+    labels: Mapping[bool, int] | None = None
+    sources: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
+    unsayable: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    formats: tuple[str, ...] = ("parquet", "jsonl")
+    by: tuple[str, ...] = ("task", "session")
+    gates: tuple[GateCount, ...] = ()
+    balance: Balance | None = None
+    noise: Noise | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {"format": 1, **asdict(self), "folder": self.folder.name}
+        labels = None if self.labels is None else {str(label).lower(): count for label, count in self.labels.items()}
+        gates = {gate.gate: gate.dropped for gate in self.gates if gate.on}
+        spread = None if self.balance is None else self.balance.to_json()
+        told = {"folder": self.folder.name, "labels": labels, "gates": gates, "balance": spread}
+        return {"format": 1, **asdict(replace(self, balance=None)), **told}
 
 
-def card(report: DatasetReport, formats: Sequence[str]) -> str:
+def sources(lineages: Iterable[Lineage], traces: Iterable[Trace]) -> dict[str, dict[str, int]]:
+    """How many of the traces behind some rows came by each connector, from each agent and from each model."""
+    named = {name for lineage in lineages for name in lineage.traces}
+    counted: dict[str, Counter[str]] = {"connectors": Counter(), "agents": Counter(), "models": Counter()}
+    for trace in traces:
+        if trace.id in named:
+            counted["connectors"][trace.source.format] += 1
+            counted["agents"][trace.agent or "not named"] += 1
+            counted["models"].update({call.model or "not named" for call in trace.calls})
+    return {name: dict(counts.most_common()) for name, counts in counted.items() if counts}
+
+
+def card(report: DatasetReport) -> str:
     """Markdown with the Hub's YAML header."""
     parts = [
-        _header(report, formats),
+        _header(report),
         f"# {LAYOUTS[report.kind].title}\n\nMade by counterplay from logged agent traces.",
         LAYOUTS[report.kind].reads,
     ]
     counts = {name: f"{count} rows of {report.tasks[name]} tasks" for name, count in report.rows.items()}
-    parts.append(_section("Splits", counts) + f"\n\nDrawn by hash with seed {report.seed}; no task, session or trace is in two splits.")
+    shared = ", ".join(dict.fromkeys(("task", *report.by)))
+    parts.append(_section("Splits", counts) + f"\n\nDrawn by hash with seed {report.seed}; no {shared} or trace is in two splits.")
     parts.append(
         _section("Left out", report.dropped, "Nothing was left out.") + "\n\nEvery one is named in `counterplay.json` under `drops`."
     )
-    parts.append(_section("Sources", {**report.algorithms, "recorded as they are": report.logged}))
+    if report.gates:
+        passed = {f"{gate.gate} ({gate.asks})": f"{gate.dropped} left out" if gate.on else "not asked for" for gate in report.gates}
+        parts.append(_section("Gates", passed))
+    parts.append(_section("Sources", {**report.algorithms, "recorded as they are": report.logged, **_named(report.sources)}))
+    if report.settings:
+        parts.append(_section("Filters", {f"`{name}`": _words(value) for name, value in report.settings.items()}))
     parts.append(_section("Grades", report.grades))
     verifiers = ", ".join(f"`{name}`" for name in report.verifiers) or "none named"
     parts.append(f"Verifiers (`name@version`): {verifiers}. Every row names its task, traces, sessions, search, fork step and state keys.")
     if report.label_noise is not None:
-        parts.append(
-            f"## Label noise\n\nExpected share of pairs the wrong way round: {report.label_noise:.4f} (mean of 1 - `probability`)."
-        )
+        parts.append(_noise(report.label_noise, report.noise))
+    if report.labels is not None:
+        parts.append(_labels(report.labels))
+    if report.balance is not None:
+        parts.append("## Balance\n\n" + report.balance.markdown())
     parts.append(_lengths(report))
     parts.append(_notes(report))
     if report.undefined:
@@ -74,11 +116,42 @@ def card(report: DatasetReport, formats: Sequence[str]) -> str:
             f"## Tools without definitions\n\n{report.undefined} rows call tools that their logs do not define, so that `tools` is "
             "empty there: the model is trained on calls of tools that it is not shown. Give the definitions, or leave these rows out."
         )
+    if report.unsayable:
+        parts.append(_section("Other formats", {name: _said(lost) for name, lost in report.unsayable.items()}))
     return "\n\n".join(parts) + "\n"
 
 
-def _header(report: DatasetReport, formats: Sequence[str]) -> str:
-    folder, ending = ("data", "parquet") if "parquet" in formats else ("jsonl", "jsonl")
+def _labels(labels: Mapping[bool, int]) -> str:
+    good, bad = labels.get(True, 0), labels.get(False, 0)
+    desirable, undesirable = weights(good, bad)
+    recommended = f"`desirable_weight={desirable:g}`, `undesirable_weight={undesirable:g}`"
+    return f"## Labels\n\n{good} desirable and {bad} undesirable rows. For KTOConfig: {recommended}."
+
+
+def _noise(posterior: float, noise: Noise | None) -> str:
+    said = f"## Label noise\n\nExpected share of labels that are wrong: {posterior:.4f} (mean of 1 - `probability`)."
+    if noise is None or noise.interval is None:
+        return said
+    low, high = noise.interval
+    return f"{said} The labels themselves say {noise.share:.4f} (95 % interval {low:.3f} to {high:.3f}): so many break their own rules."
+
+
+def _named(counts: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
+    return {name: ", ".join(f"{what} ({count} traces)" for what, count in of.items()) for name, of in counts.items()}
+
+
+def _words(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _said(lost: Mapping[str, int]) -> str:
+    left_out = ", ".join(f"{count} with {reason}" for reason, count in lost.items())
+    return f"all but {left_out}" if left_out else "all rows"
+
+
+def _header(report: DatasetReport) -> str:
+    lines = "jsonl" if "jsonl" in report.formats else report.formats[0]
+    folder, ending = ("data", "parquet") if "parquet" in report.formats else (lines, "jsonl")
     files = "".join(f"\n  - split: {name}\n    path: {folder}/{name}.{ending}" for name, count in report.rows.items() if count)
     tags = f"tags:\n- counterplay\n- trl\n- {report.kind}"
     return f"---\nlicense: {report.licence}\n{tags}\nconfigs:\n- config_name: default\n  data_files:{files}\n---"

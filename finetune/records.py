@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, TypeAlias
 
 from counterplay.finetune.kinds import LAYOUTS
@@ -52,7 +53,7 @@ def make_records(rows: Iterable[Row], *, tokenizer: Any = None, max_length: int 
             continue
         made.kept.append((row, record))
         made.neutralised += broken > 0
-        made.reissued += _call_ids([m.to_openai() for m in logged]) != _call_ids(m for column in row.parts for m in record[column])
+        made.reissued += _call_ids([m.to_openai() for m in logged]) != _call_ids(_flat(record, row.parts))
         made.fractions += any(has_fraction(record[column]) for column in columns)
         made.undefined += not record["tools"] and any(message.tool_calls for message in logged)
     return made
@@ -67,6 +68,9 @@ def _record(row: Row, patterns: tuple[re.Pattern[str], re.Pattern[str]]) -> tupl
         broken += more
         for column in conversation:
             columns[column], made = made[: len(row.parts[column])], made[len(row.parts[column]) :]
+    for column, sizes in row.groups.items():
+        items = iter(columns[column])
+        columns[column] = [list(islice(items, size)) for size in sizes]
     return {
         **columns,
         "tools": [tool.to_openai() for tool in row.tools] or None,
@@ -88,6 +92,8 @@ def _origin(lineage: Lineage) -> Record:
         "verifiers": list(lineage.verifiers),
         "grade": lineage.grade.name.lower(),
         "logged": lineage.logged,
+        "agent": lineage.agent,
+        "users": list(lineage.users),
     }
 
 
@@ -101,12 +107,18 @@ def _control_patterns(tokenizer: Any) -> tuple[re.Pattern[str], re.Pattern[str]]
 
 def _measure(row: Row, record: Record, tokenizer: Any) -> tuple[int, str]:
     """Tokens of the longest text the record renders to, and why it can't be rendered; an empty reason where it can."""
-    conversations = [[message for column in conversation for message in record[column]] for conversation in row.conversations]
+    conversations = [_flat(record, conversation) for conversation in row.conversations]
     try:
         texts = render(tokenizer, conversations, record["tools"])
     except Exception as error:  # noqa: BLE001  a chat template is foreign code and may raise anything; the row is dropped by name
         return 0, f"the chat template refuses it: {type(error).__name__}: {error}"[:200]
     return max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])), ""
+
+
+def _flat(record: Record, columns: Iterable[str]) -> list[Record]:
+    """The messages of some columns in order, those in lists within the list too."""
+    items = (item for column in columns for item in record[column])
+    return [message for item in items for message in (item if isinstance(item, list) else [item])]
 
 
 def _call_ids(messages: Iterable[Record]) -> list[Any]:

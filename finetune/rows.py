@@ -5,7 +5,7 @@ Whatever does not become a row becomes a `Drop` with a reason and a name; nothin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Generic, Literal, TypeAlias, TypeVar
@@ -17,7 +17,7 @@ from counterplay.search.tree import Node, SearchTree
 
 _WHOLE = ("full", "stitched")
 
-Kind: TypeAlias = Literal["sft", "dpo"]
+Kind: TypeAlias = Literal["sft", "dpo", "kto", "reward", "grpo", "prm"]
 """What a row teaches, by the name of the trainer that reads it."""
 
 
@@ -25,8 +25,9 @@ Kind: TypeAlias = Literal["sft", "dpo"]
 class Lineage:
     """Where a row comes from. `fork_step` is the step whose action was chosen (DPO) or at which the search began (SFT).
 
-    `nodes` are state keys: of parent, chosen and rejected (DPO), or of the leaf (SFT). `verifiers` are `name@version` of every
-    score under the row. `logged` says that the row is a recorded trajectory. None and empty mean unknown or not applicable.
+    `nodes` are state keys: of parent, chosen and rejected (DPO), or of the leaf (SFT). `agent` is who played the logged traces.
+    `verifiers` are `name@version` of every score under the row. `logged` says that the row is a recorded trajectory. `users` are whom
+    the agent worked for, as pseudonyms (`users_of`). None and empty mean unknown or not applicable.
     """
 
     task: str | None = None
@@ -39,6 +40,8 @@ class Lineage:
     verifiers: tuple[str, ...] = ()
     grade: Grade = Grade.EXACT
     logged: bool = False
+    agent: str | None = None
+    users: tuple[str, ...] = ()
 
     @property
     def unit(self) -> str:
@@ -67,6 +70,16 @@ class Row:
         """The other columns that are this kind's own; their types are in `kinds.LAYOUTS`."""
         raise NotImplementedError
 
+    @property
+    def groups(self) -> Mapping[str, tuple[int, ...]]:
+        """The columns whose messages lie in lists within the list, and how many are in each; none where every message is an item."""
+        return {}
+
+    @classmethod
+    def arrange(cls, rows: Sequence[Row]) -> Sequence[int]:
+        """The order in which rows of this kind are written into one split, as indices; as they come where the order does not matter."""
+        return range(len(rows))
+
     @cached_property
     def name(self) -> str:
         """Unique as far as hashing goes: unit, step, and the content of all messages."""
@@ -79,7 +92,9 @@ class Row:
 class SFTRow(Row):
     """A whole trajectory. `trained` aligns with `messages`: True where a model sampled the message from a prompt that is known whole.
 
-    `score` is what let it in: the verifier's score or the reward; None where only success was logged.
+    `score` is what let it in: the verifier's score or the reward; None where only success was logged. `weight` multiplies the loss of
+    the row, 1 on average over a dataset (`finetune.weights`); `step_weights`, aligned with `messages`, that of each message, 1 on average
+    over all that are trained. Empty means all alike.
     """
 
     kind = "sft"
@@ -89,6 +104,8 @@ class SFTRow(Row):
     tools: tuple[ToolSpec, ...] = ()
     score: float | None = None
     lineage: Lineage = field(default_factory=Lineage)
+    weight: float = 1.0
+    step_weights: tuple[float, ...] = ()
 
     @property
     def parts(self) -> Mapping[str, tuple[Message, ...]]:
@@ -96,7 +113,8 @@ class SFTRow(Row):
 
     @property
     def values(self) -> Mapping[str, Any]:
-        return {"trained": list(self.trained), "score": self.score}
+        weights = {"weight": self.weight, "step_weights": list(self.step_weights)}
+        return {"trained": list(self.trained), "score": self.score, **weights}
 
 
 @dataclass(frozen=True)
@@ -104,10 +122,11 @@ class DPORow(Row):
     """Two ways on from one prompt: single actions of one state (step-level), or what was done from there to the end (trajectory-level).
 
     `trained` aligns with `chosen` and `rejected`: True where a model sampled the message. `probability` is P(Q_chosen > Q_rejected);
-    `visits` N and `value_sums` W are of chosen and rejected.
+    `visits` N and `value_sums` W are of chosen and rejected. `margin` says by how much chosen is better, in the unit of what made the
+    pair: mean values, scores, or model calls saved.
     """
 
-    kind = "dpo"
+    kind: ClassVar[Kind] = "dpo"
     conversations = (("prompt", "chosen"), ("prompt", "rejected"))
     prompt: tuple[Message, ...]
     chosen: tuple[Message, ...]
@@ -118,6 +137,7 @@ class DPORow(Row):
     value_sums: tuple[float, float] = (0.0, 0.0)
     trained: tuple[tuple[bool, ...], tuple[bool, ...]] = ((True,), (True,))
     lineage: Lineage = field(default_factory=Lineage)
+    margin: float = 0.0
 
     @property
     def parts(self) -> Mapping[str, tuple[Message, ...]]:
@@ -125,7 +145,7 @@ class DPORow(Row):
 
     @property
     def values(self) -> Mapping[str, Any]:
-        sides: dict[str, Any] = {"probability": self.probability}
+        sides: dict[str, Any] = {"probability": self.probability, "margin": self.margin}
         for index, side in enumerate(("chosen", "rejected")):
             sides[f"{side}_trained"] = list(self.trained[index])
             sides[f"{side}_visits"], sides[f"{side}_value_sum"] = self.visits[index], self.value_sums[index]
@@ -134,13 +154,17 @@ class DPORow(Row):
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Something that did not become a row: why, and what it was."""
+    """Something that did not become a row: why, what it was, and what more is known, such as what it repeats; never a secret."""
 
     reason: str
     name: str
+    detail: str = ""
 
 
 AnyRow = TypeVar("AnyRow", bound=Row)
+
+Gate: TypeAlias = Callable[[Sequence[Row]], tuple[list[Row], list[Drop]]]
+"""What rows pass before they are written: those that may leave, in the order given, and the others by name."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +205,8 @@ class SourcedTree:
             self.search,
             self.tree.algorithm,
             self.fork_step or len(self.tree.root.state),
+            agent=next((t.agent for t in self.traces if t.agent is not None), None),
+            users=tuple(dict.fromkeys(user for t in self.traces for user in users_of(t))),
         )
 
     @property
@@ -205,6 +231,12 @@ class SourcedTree:
         return verdicts
 
 
+def users_of(trace: Trace) -> tuple[str, ...]:
+    """Whom the agent worked for, as the source says in its metadata, by pseudonym: equal for equal users; empty where it does not say."""
+    named = [user for field in ("user_id", "user") if isinstance(user := trace.metadata.get(field), str) and user]
+    return tuple(f"user-{content_key('user', user)[:16]}" for user in named[:1])
+
+
 def state_keys(trajectory: Trajectory) -> list[str]:
     """The keys of all prefixes, `prefix(0)` first, hashed in one pass."""
     keys = [chain_key(trajectory.root_key, *(m.wire for m in trajectory.prompt))]
@@ -222,6 +254,15 @@ def whole_prompts(trace: Trace, index: int = 0) -> list[bool]:
     by_step = {call.step: call.inputs for call in trace.calls if call.trajectory == index}
     inputs = (by_step.get(step, trace.completeness.inputs) for step in range(length + 1))
     return [coverage in _WHOLE and not trace.completeness.truncated for coverage in inputs]
+
+
+def trained_flags(trajectory: Trajectory, whole: Sequence[bool], first: int = 0) -> tuple[bool, ...]:
+    """For every message of a trajectory: may it be trained on? Sampled actions from step `first` on whose prompt is known whole may."""
+    flags = [False] * len(trajectory.prompt)
+    for index, step in enumerate(trajectory.steps):
+        fit = index >= first and whole[index] and step.sampled and step.error is None and well_formed(step.action)
+        flags += [fit, *(False for _ in step.observations)]
+    return tuple(flags)
 
 
 def verifiers_of(node: Node) -> set[str]:

@@ -10,20 +10,28 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from counterplay.core.canonical import dumps, loads
 from counterplay.core.errors import UserError
-from counterplay.finetune.card import MANIFEST, DatasetReport, card
+from counterplay.core.nouns import Trace
+from counterplay.finetune.balance import balance
+from counterplay.finetune.card import MANIFEST, DatasetReport, card, sources
+from counterplay.finetune.formats import FORMATS, UnsayableError
+from counterplay.finetune.gates.account import account, told
 from counterplay.finetune.kinds import LAYOUTS, LINEAGE
+from counterplay.finetune.noise import noise_of
 from counterplay.finetune.pairs import label_noise
 from counterplay.finetune.records import Record, Records, make_records
-from counterplay.finetune.rows import AnyRow, DPORow, Drop, Harvest, Kind
-from counterplay.finetune.splits import assign, distinct
+from counterplay.finetune.rows import AnyRow, Drop, Gate, Harvest, Kind, Row
+from counterplay.finetune.splits import BY, SplitBy, assign, distinct
 
-Format: TypeAlias = Literal["parquet", "jsonl"]
+Format: TypeAlias = Literal["parquet", "jsonl", "openai", "sharegpt"]
+
+Ties: TypeAlias = Callable[[Sequence[Row]], Sequence[Sequence[str]]]
+"""Names for every row; rows that have one in common stay in one split."""
 
 NINE_TO_ONE: Mapping[str, float] = {"train": 0.9, "test": 0.1}
 
@@ -38,40 +46,108 @@ def write_dataset(
     seed: int = 0,
     formats: Sequence[Format] = ("parquet", "jsonl"),
     licence: str = "unknown",
+    gates: Sequence[Gate] = (),
+    by: Sequence[SplitBy] = BY,
+    ties: Ties | None = None,
+    traces: Iterable[Trace] = (),
+    settings: Mapping[str, object] | None = None,
 ) -> DatasetReport:
     """Write rows of one kind as a dataset. Replaces a dataset written here before, and nothing else.
 
     `tokenizer` is a transformers tokenizer whose chat template measures every row; rows over `max_length` tokens are dropped by
-    name (None: measured, never dropped). `split` gives each split's share; tasks, sessions and traces are never shared between splits.
-    Raises UserError where no row is left, where `max_length` has no tokenizer, and where `folder` holds something else.
+    name (None: measured, never dropped). Rows pass the `gates` in their order. `split` gives each split's share; tasks, traces
+    and what `by` names are never shared between splits, nor are rows with a name of `ties` in common, which gives names for every row.
+    `traces` are those that the lineage names, and `settings` what chose the rows; both are for the card alone.
+
+    Raises UserError where no row is left, or none that one of the `formats` can say, where `max_length` has no tokenizer, and where
+    `folder` holds something else.
     """
     incoming, lost = (rows.rows, rows.drops) if isinstance(rows, Harvest) else (rows, ())
     target = Path(folder)
     _check_target(target)
     if max_length is not None and tokenizer is None:
         raise UserError(f"got max_length {max_length} without a tokenizer", "the tokenizer whose tokens it counts")
-    if not formats or not split or min(split.values()) < 0 or sum(split.values()) <= 0:
-        raise UserError(f"got formats {list(formats)} and split {dict(split)}", "at least one format and shares that are not negative")
-    unique, repeated = distinct(incoming)
-    made = make_records(unique, tokenizer=tokenizer, max_length=max_length)
-    drops = (*lost, *repeated, *made.drops)
+    _check_formats(formats)
+    if not split or min(split.values()) < 0 or sum(split.values()) <= 0:
+        raise UserError(f"got split {dict(split)}", "shares that are not negative")
+    kept: Sequence[Row]
+    kept, repeated = distinct(incoming)
+    drops = [*lost, *repeated]
+    for gate in gates:
+        kept, refused = gate(kept)
+        drops += refused
+    made = make_records(kept, tokenizer=tokenizer, max_length=max_length)
+    drops = told([*drops, *made.drops], gates)
     if not made.kept:
         raise UserError(f"no row is left to write to {target}", "at least one", f"Left out: {_reasons(drops) or 'nothing; none came in'}.")
-    names = assign([row.lineage for row, _ in made.kept], split, seed)
-    parts: dict[str, list[Record]] = {name: [] for name in split}
-    for name, (_, record) in zip(names, made.kept, strict=True):
-        parts[name].append(record)
+    rows_kept = [row for row, _ in made.kept]
+    names = assign(
+        [row.lineage for row in rows_kept], split, seed, by=by, ties=ties(rows_kept) if ties is not None and len(split) > 1 else ()
+    )
+    parts = {name: _arranged(pair for pair, place in zip(made.kept, names, strict=True) if place == name) for name in split}
     kind = made.kept[0][0].kind
-    report = _report(target, kind, made, parts, drops, max_length=max_length, split=split, seed=seed, licence=licence)
-    _replace(target, kind, parts, report, formats)
+    lines, unsayable = _lines(kind, parts, formats)
+    report = _report(
+        target,
+        kind,
+        made,
+        parts,
+        tuple(drops),
+        unsayable=unsayable,
+        sources=sources([row.lineage for row in rows_kept], traces),
+        by=tuple(by),
+        gates=account(Counter(drop.reason for drop in drops), gates, max_length=max_length),
+        settings={name: value for name, value in (settings or {}).items() if value is not None},
+        max_length=max_length,
+        split=split,
+        seed=seed,
+        licence=licence,
+        formats=tuple(formats),
+    )
+    _replace(parts, lines, report)
     return report
+
+
+def _check_formats(formats: Sequence[Format]) -> None:
+    known = get_args(Format)
+    if not formats or not set(formats) <= set(known):
+        raise UserError(f"got formats {', '.join(formats) or 'none'}", f"at least one of {', '.join(known)}")
+
+
+def _arranged(made: Iterable[tuple[Row, Record]]) -> list[Record]:
+    """The records of one split in the order their kind is written in."""
+    pairs = list(made)
+    return [pairs[index][1] for index in type(pairs[0][0]).arrange([row for row, _ in pairs])] if pairs else []
+
+
+_Lines: TypeAlias = dict[str, dict[str, list[Record]]]
+
+
+def _lines(kind: Kind, parts: Mapping[str, list[Record]], formats: Sequence[Format]) -> tuple[_Lines, dict[str, dict[str, int]]]:
+    """For every format of lines, those of each split; and what a format has no words for, by reason."""
+    lines: _Lines = {"jsonl": dict(parts)} if "jsonl" in formats else {}
+    unsayable: dict[str, dict[str, int]] = {}
+    for name in (name for name in formats if name in FORMATS):
+        lost: Counter[str] = Counter()
+        lines[name] = {split: [] for split in parts}
+        for split, records in parts.items():
+            for record in records:
+                try:
+                    lines[name][split].append(FORMATS[name](kind, record))
+                except UnsayableError as error:
+                    lost[str(error)] += 1
+        if not any(lines[name].values()):
+            why = ", ".join(f"{count} with {reason}" for reason, count in lost.most_common(3))
+            raise UserError(f"no row can be said in the {name} format: {why}", "at least one", "Leave that format out.")
+        unsayable[name] = dict(lost)
+    return lines, unsayable
 
 
 def read_dataset(folder: str | Path, split: str = "train") -> tuple[Kind, list[Record]]:
     """The kind and the records of one split, exactly as they were written. Raises UserError where there is no such dataset."""
     path, manifest = Path(folder), Path(folder) / MANIFEST
     if not manifest.is_file():
-        raise UserError(f"no dataset in {path}", f"a folder with {MANIFEST}", "Write one with: counterplay export sft|dpo")
+        raise UserError(f"no dataset in {path}", f"a folder with {MANIFEST}", "Write one with: counterplay export")
     kind: Kind = loads(manifest.read_text(encoding="utf-8"))["kind"]
     parquet, jsonl = path / "data" / f"{split}.parquet", path / "jsonl" / f"{split}.jsonl"
     if parquet.is_file():
@@ -107,12 +183,15 @@ def _report(
         algorithms=dict(Counter(row.lineage.algorithm or "logged" for row in rows).most_common()),
         verifiers=tuple(sorted({name for row in rows for name in row.lineage.verifiers})),
         tokens=_lengths(made.lengths) if made.lengths else None,
-        label_noise=label_noise(row for row in rows if isinstance(row, DPORow)) if kind == "dpo" else None,
+        label_noise=label_noise(rows) if "probability" in LAYOUTS[kind].values else None,
+        noise=noise_of([record for _, record in made.kept]) if kind in ("dpo", "reward") else None,
+        labels=dict(Counter(row.values["label"] for row in rows)) if "label" in LAYOUTS[kind].values else None,
         neutralised=made.neutralised,
         reissued=made.reissued,
         fractions=made.fractions,
         undefined=made.undefined,
         logged=sum(row.lineage.logged for row in rows),
+        balance=balance(rows),
         **settings,
     )
 
@@ -123,12 +202,13 @@ def _lengths(lengths: Sequence[int]) -> dict[str, int]:
     return {**{name: ordered[round(rank * (len(ordered) - 1))] for name, rank in ranks.items()}, "total": sum(ordered)}
 
 
-def _replace(target: Path, kind: Kind, parts: Mapping[str, list[Record]], report: DatasetReport, formats: Sequence[Format]) -> None:
+def _replace(parts: Mapping[str, list[Record]], lines: _Lines, report: DatasetReport) -> None:
+    target = report.folder
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh, old = (target.with_name(f".{target.name}.{state}-{os.getpid()}") for state in ("new", "old"))
     shutil.rmtree(fresh, ignore_errors=True)
     try:
-        _write(fresh, kind, parts, report, formats)
+        _write(fresh, parts, lines, report)
         if target.exists():
             target.rename(old)
         fresh.rename(target)
@@ -141,18 +221,19 @@ def _replace(target: Path, kind: Kind, parts: Mapping[str, list[Record]], report
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write(folder: Path, kind: Kind, parts: Mapping[str, list[Record]], report: DatasetReport, formats: Sequence[Format]) -> None:
+def _write(folder: Path, parts: Mapping[str, list[Record]], lines: _Lines, report: DatasetReport) -> None:
     folder.mkdir()
-    filled = {name: records for name, records in parts.items() if records}
-    if "parquet" in formats:
+    if "parquet" in report.formats:
         (folder / "data").mkdir()
-        for name, records in filled.items():
-            _write_parquet(folder / "data" / f"{name}.parquet", kind, records)
-    if "jsonl" in formats:
-        (folder / "jsonl").mkdir()
-        for name, records in filled.items():
-            (folder / "jsonl" / f"{name}.jsonl").write_text("".join(dumps(record) + "\n" for record in records), encoding="utf-8")
-    (folder / "README.md").write_text(card(report, formats), encoding="utf-8")
+        for name, records in parts.items():
+            if records:
+                _write_parquet(folder / "data" / f"{name}.parquet", report.kind, records)
+    for place, named in lines.items():
+        (folder / place).mkdir()
+        for name, records in named.items():
+            if records:
+                (folder / place / f"{name}.jsonl").write_text("".join(dumps(record) + "\n" for record in records), encoding="utf-8")
+    (folder / "README.md").write_text(card(report), encoding="utf-8")
     (folder / MANIFEST).write_text(json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -1,9 +1,13 @@
-"""From searched trees to datasets, and from datasets to a tuned model."""
+"""From logged and searched trajectories to datasets."""
 
 from __future__ import annotations
 
+import asyncio
+import inspect
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,91 +15,194 @@ from counterplay import console
 from counterplay.commands.options import (
     DEFAULT_STORE,
     Agent,
+    AllowExternal,
     AsJson,
+    EnvironmentSpec,
+    Limit,
     MaxLength,
     Seed,
     StoreFile,
+    TraceIds,
+    VerifierSpecs,
+    app,
     bounded,
     group,
+    some,
 )
+from counterplay.naming import whole_trace_ids
 
-export_app = group("export", "Datasets for TRL from logged and searched trajectories.")
-train_app = group("train", "Fine-tune a local model with TRL's trainers.")
+if TYPE_CHECKING:
+    from counterplay.finetune.card import DatasetReport
 
-OutFolder = Annotated[Path, typer.Option("--out", help="The dataset folder to write.")]
-Tokenizer = Annotated[str | None, typer.Option("--tokenizer", help="Model folder whose chat template audits the lengths.")]
-MinGrade = Annotated[str, typer.Option("--min-grade", help="exact, reused, executed or simulated: the worst that may enter.")]
-HeldOut = Annotated[float, typer.Option("--held-out", help="Share of tasks kept for the test split.")]
-Only = Annotated[list[str] | None, typer.Option("--algorithm", help="Only trees of this search; repeatable.")]
+export_app = group("export", "Datasets for TRL and others from logged and searched trajectories.")
+
+Tau = Annotated[float, typer.Option("--tau", help="Least probability that what is called better is better, in (0.5, 1].")]
+MinScore = Annotated[float, typer.Option("--min-score", help="The verified score or reward that a success has.")]
+Source = Annotated[str, typer.Option("--source", help="logged: by their own outcome; searched: by the verifiers; or both.")]
 
 
-@export_app.command("sft")
-@bounded
+def _shared(
+    out: Annotated[Path, typer.Option("--out", help="The dataset folder to write.")],
+    store: StoreFile = DEFAULT_STORE,
+    min_grade: Annotated[
+        str, typer.Option("--min-grade", help="exact, reused, executed or simulated: the worst that may enter.")
+    ] = "executed",
+    tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="Model folder whose chat template audits the lengths.")] = None,
+    max_length: MaxLength = None,
+    held_out: Annotated[float, typer.Option("--held-out", help="Share of tasks kept for the test split.")] = 0.0,
+    split_by: Annotated[
+        str, typer.Option("--split-by", help="What the splits never share, comma-separated: task, session, user.")
+    ] = "task,session",
+    near_duplicates: Annotated[
+        float, typer.Option("--near-duplicates", help="Share of runs of five words from which two rows are one; 0 keeps all.")
+    ] = 0.8,
+    held_out_file: Annotated[
+        Path | None, typer.Option("--held-out-file", help="Tasks or prompts of an evaluation; rows that repeat them are left out.")
+    ] = None,
+    look_for: Annotated[
+        list[str] | None,
+        typer.Option("--look-for", help="Beside secrets, rows with these are left out: pii, or email, card, iban, phone; repeatable."),
+    ] = None,
+    look_for_rules: Annotated[Path | None, typer.Option("--look-for-rules", help="TOML file of kinds and patterns to look for.")] = None,
+    keep_secrets: Annotated[bool, typer.Option("--keep-secrets", help="Look for no secrets.")] = False,
+    formats: Annotated[
+        str, typer.Option("--format", help="Comma-separated: parquet, jsonl, openai (as Fireworks takes it), sharegpt.")
+    ] = "parquet,jsonl",
+    licence: Annotated[str, typer.Option("--licence", help="The licence field of the card, by the Hub's names.")] = "unknown",
+    per_task: Annotated[int | None, typer.Option("--per-task", min=1, help="At most so many rows of a task, the surest.")] = None,
+    per_tool: Annotated[int | None, typer.Option("--per-tool", min=1, help="At most so many rows that call a tool, the surest.")] = None,
+    algorithm: Annotated[list[str] | None, typer.Option("--algorithm", help="Only trees of this search; repeatable.")] = None,
+    agent: Agent = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """The options of every export, once."""
+
+
+def exporting_command(name: str) -> Callable[[Callable[..., Any]], Callable[..., None]]:
+    """A command of `export`: the options of its function, then the shared ones, handed to `exporting.export_<name>`."""
+
+    def added(function: Callable[..., Any]) -> Callable[..., None]:
+        @wraps(function)
+        def command(*, out: Path, store: Path, algorithm: list[str] | None, as_json: bool, **chosen: Any) -> None:
+            from counterplay import exporting, loop
+
+            chosen |= {option: _names(chosen[option]) for option in ("split_by", "formats")}
+            with loop.opened(store, read_only=True) as opened:
+                report = getattr(exporting, f"export_{name}")(opened, out, algorithms=algorithm, **chosen)
+            console.emit({**report.to_json(), "folder": str(report.folder)}, as_json=as_json, human=_shown(report))
+
+        own, shared = (inspect.signature(part, eval_str=True).parameters.values() for part in (function, _shared))
+        keyword = [option.replace(kind=inspect.Parameter.KEYWORD_ONLY) for option in (*shared, *own)]
+        signed: Any = command
+        signed.__signature__ = inspect.Signature(keyword)  # what typer reads
+        command.__annotations__ = {option.name: option.annotation for option in keyword}
+        export_app.command(name)(bounded(command))
+        return command
+
+    return added
+
+
+@exporting_command("sft")
 def export_sft(
-    out: OutFolder,
-    store: StoreFile = DEFAULT_STORE,
-    source: Annotated[str, typer.Option("--source", help="logged: by their own outcome; searched: by the verifiers; or both.")] = "both",
-    min_score: Annotated[float, typer.Option("--min-score", help="The verified score or reward a trajectory needs.")] = 1.0,
-    min_grade: MinGrade = "executed",
-    tokenizer: Tokenizer = None,
-    max_length: MaxLength = None,
-    held_out: HeldOut = 0.0,
-    algorithm: Only = None,
-    agent: Agent = None,
-    seed: Seed = 0,
-    as_json: AsJson = False,
+    rows: Annotated[
+        str,
+        typer.Option(
+            "--rows",
+            help="whole, per-call, improved (steps surely better than the log's), recovery (wrong step and correction kept), "
+            "shortest, distill (best of n).",
+        ),
+    ] = "whole",
+    source: Source = "both",
+    min_score: MinScore = 1.0,
+    tau: Tau = 0.9,
+    weights: Annotated[
+        str, typer.Option("--weights", help="none, advantage (over the mean of a task) or oreal: the columns weight and step_weights.")
+    ] = "none",
 ) -> None:
-    """Whole trajectories that succeeded, logged or searched, as SFT rows."""
-    from counterplay import exporting, loop
-
-    with loop.opened(store, read_only=True) as opened:
-        report = exporting.export_sft(
-            opened,
-            out,
-            source=source,
-            min_score=min_score,
-            min_grade=min_grade,
-            tokenizer=tokenizer,
-            max_length=max_length,
-            held_out=held_out,
-            algorithms=algorithm,
-            agent=agent,
-            seed=seed,
-        )
-    console.emit(report, as_json=as_json)
+    """Trajectories that succeeded, logged or searched, as SFT rows."""
 
 
-@export_app.command("dpo")
-@bounded
+@exporting_command("dpo")
 def export_dpo(
-    out: OutFolder,
+    rows: Annotated[
+        str,
+        typer.Option(
+            "--rows",
+            help="step (sibling actions), trajectory (branches to their ends, best against worst), nearest (that fork last), "
+            "shorter (of two successes), ablation (tool calls left out).",
+        ),
+    ] = "step",
+    source: Source = "both",
+    tau: Tau = 0.9,
+    min_score: MinScore = 1.0,
+) -> None:
+    """Preference pairs with one shared prompt."""
+
+
+@exporting_command("reward")
+def export_reward(
+    rows: Annotated[str, typer.Option("--rows", help="step, trajectory or nearest, as in export dpo.")] = "step",
+    source: Source = "both",
+    tau: Tau = 0.9,
+    min_score: MinScore = 1.0,
+) -> None:
+    """Preference pairs with margins for a reward model."""
+
+
+@exporting_command("kto")
+def export_kto(
+    rows: Annotated[str, typer.Option("--rows", help="step (single actions) or trajectory (all from the fork to the end).")] = "step",
+    source: Source = "both",
+    tau: Tau = 0.9,
+    threshold: Annotated[
+        float | None, typer.Option("--threshold", help="The value an action is held against; without it, its siblings.")
+    ] = None,
+    min_score: MinScore = 1.0,
+) -> None:
+    """Answers that are desirable or not, both labels spread evenly."""
+
+
+@exporting_command("grpo")
+def export_grpo(
+    source: Source = "both",
+    low: Annotated[float, typer.Option("--low", help="Least share of lines that succeeded from a searched state.")] = 0.1,
+    high: Annotated[float, typer.Option("--high", help="Greatest share of lines that succeeded from a searched state.")] = 0.9,
+) -> None:
+    """Prompts for reinforcement learning, with what a replay environment needs to stand there."""
+
+
+@exporting_command("prm")
+def export_prm(
+    labels: Annotated[str, typer.Option("--labels", help="mc-soft, mc-hard, omega, sorm, advantage, rest, td or reflection.")] = "mc-soft",
+    hard: Annotated[float | None, typer.Option("--hard", help="Labels of 1 from this value on, else 0.")] = None,
+) -> None:
+    """Labelled steps for a process reward model."""
+
+
+@app.command()
+@bounded
+def ablate(
     store: StoreFile = DEFAULT_STORE,
-    tau: Annotated[float, typer.Option("--tau", help="Least P(Q_chosen > Q_rejected) for a pair, in (0.5, 1).")] = 0.9,
-    min_grade: MinGrade = "executed",
-    tokenizer: Tokenizer = None,
-    max_length: MaxLength = None,
-    held_out: HeldOut = 0.0,
-    algorithm: Only = None,
+    environment: EnvironmentSpec = "recorded",
+    verifier: VerifierSpecs = None,
+    reads_only: Annotated[bool, typer.Option("--reads-only", help="Leave out no call of a tool that may write or reach outside.")] = False,
+    allow_external: AllowExternal = None,
+    trace: TraceIds = None,
     agent: Agent = None,
-    seed: Seed = 0,
+    limit: Limit = None,
     as_json: AsJson = False,
 ) -> None:
-    """Sibling actions with one shared prompt as step-level DPO pairs."""
-    from counterplay import exporting, loop
+    """Leave each call of logged successes out and play the rest again: which calls were not needed? For export dpo --rows ablation."""
+    from counterplay import ablating, loop
+    from counterplay.parts import Asked
 
-    with loop.opened(store, read_only=True) as opened:
-        report = exporting.export_dpo(
-            opened,
-            out,
-            tau=tau,
-            min_grade=min_grade,
-            tokenizer=tokenizer,
-            max_length=max_length,
-            held_out=held_out,
-            algorithms=algorithm,
-            agent=agent,
-            seed=seed,
-        )
+    asked = Asked(environment=environment, verifiers=tuple(verifier or ()), allow_external=frozenset(allow_external or ()))
+    with loop.opened(store, existing=True) as opened:
+        chosen = loop.select(opened, trace_ids=whole_trace_ids(opened, trace), which="succeeded", agent=agent, limit=limit)
+        some(chosen, store)
+        with console.ticking("leaving calls out", len(chosen), quiet=as_json) as tick:
+            report = asyncio.run(ablating.ablate(opened, chosen, asked, reads_only=reads_only, on_trace=tick.advance))
     console.emit(report, as_json=as_json)
 
 
@@ -114,99 +221,44 @@ def export_parquet(
     console.emit({f"{view}.parquet": count for view, count in rows.items()}, as_json=as_json)
 
 
-ModelFolder = Annotated[str, typer.Option("--model", help="The model folder to start from.")]
-DataFolder = Annotated[Path, typer.Option("--data", help="A dataset folder written by export.")]
-ModelOut = Annotated[Path, typer.Option("--out", help="The folder of the tuned model; a policy as it is.")]
-Epochs = Annotated[float, typer.Option("--epochs", help="Passes over the data.")]
-LearningRate = Annotated[float | None, typer.Option("--learning-rate", help="Without it, the recipe's own.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", help="Rows a step.")]
-Steps = Annotated[int | None, typer.Option("--steps", help="Stop after so many optimiser steps, in place of --epochs.")]
-CheckpointSteps = Annotated[int | None, typer.Option("--checkpoint-steps", help="Keep a checkpoint every so many steps.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")]
-Lora = Annotated[bool, typer.Option("--lora", help="Train low-rank adapters and merge them, in place of all weights.")]
-
-
-@train_app.command("sft")
+@export_app.command("check")
 @bounded
-def train_sft(
-    model: ModelFolder,
-    data: DataFolder,
-    out: ModelOut,
-    epochs: Epochs = 2.0,
-    steps: Steps = None,
-    learning_rate: LearningRate = None,
-    batch_size: BatchSize = 8,
-    max_length: MaxLength = None,
-    lora: Lora = False,
-    checkpoint_steps: CheckpointSteps = None,
-    resume: Resume = False,
-    seed: Seed = 0,
+def export_check(
+    folder: Annotated[Path, typer.Argument(help="A dataset folder that export has written.")],
+    split_by: Annotated[
+        str, typer.Option("--split-by", help="What the splits may not share, comma-separated: task, session, user.")
+    ] = "task,session",
     as_json: AsJson = False,
 ) -> None:
-    """Supervised fine-tuning on what the agent sampled, and on nothing else."""
-    from counterplay import exporting
+    """Whether the splits of a dataset share anything: a task, a trace, a session, or nearly the same words of a task. Exit code 1 if so."""
+    from counterplay import gating
 
-    with console.ticking("training", quiet=as_json) as tick:
-        report = exporting.train(
-            "sft",
-            model,
-            data,
-            out,
-            epochs=epochs,
-            steps=steps,
-            checkpoint_steps=checkpoint_steps,
-            resume=resume,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            max_length=max_length,
-            lora=lora,
-            seed=seed,
-            on_step=tick.at,
-        )
-    console.emit(report, as_json=as_json)
+    found = gating.leaks_of(folder, split_by=_names(split_by))
+    rows = [(leak.kind, leak.value, " and ".join(leak.splits), " and ".join(leak.rows)) for leak in found]
+    human = console.table(f"{len(found)} leaks", ("kind", "what", "splits", "rows"), rows) if rows else "The splits share nothing."
+    console.emit({"folder": folder, "leaks": found}, as_json=as_json, human=human)
+    if found:
+        raise typer.Exit(1)
 
 
-@train_app.command("dpo")
-@bounded
-def train_dpo(
-    model: ModelFolder,
-    data: DataFolder,
-    out: ModelOut,
-    epochs: Epochs = 1.0,
-    steps: Steps = None,
-    learning_rate: LearningRate = None,
-    batch_size: BatchSize = 8,
-    max_length: MaxLength = None,
-    beta: Annotated[float, typer.Option("--beta", help="Strength of the pull to the reference model.")] = 0.1,
-    label_smoothing: Annotated[
-        float | None, typer.Option("--label-smoothing", help="Expected share of wrong pairs; without it, the dataset's own estimate.")
-    ] = None,
-    lora: Lora = False,
-    checkpoint_steps: CheckpointSteps = None,
-    resume: Resume = False,
-    seed: Seed = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Step-level preference tuning (DPO) on sibling actions."""
-    from counterplay import exporting
+def _shown(report: DatasetReport) -> list[Any]:
+    """A report as a person reads it: what was written, what was left out and why, and how far to trust the labels."""
+    splits = [(name, count, report.tasks[name]) for name, count in report.rows.items()]
+    parts: list[Any] = [console.table(f"{report.kind} rows in {report.folder}", ["split", "rows", "tasks"], splits)]
+    if report.dropped:
+        parts.append(console.table("left out", ["reason", "how many"], list(report.dropped.items())))
+    figures: dict[str, Any] = {"files": ", ".join(report.formats), "grades": dict(report.grades), "licence": report.licence}
+    if report.label_noise is not None:
+        figures["labels expected to be wrong"] = f"{report.label_noise:.2%}"
+    if report.labels is not None:
+        figures["labels"] = {str(label).lower(): count for label, count in report.labels.items()}
+    if report.tokens is not None:
+        figures["tokens a row"] = ", ".join(f"{name} {count}" for name, count in report.tokens.items())
+    for name, lost in report.unsayable.items():
+        if lost:
+            figures[f"not in {name}"] = dict(lost)
+    return [*parts, console.facts(figures)]
 
-    with console.ticking("training", quiet=as_json) as tick:
-        report = exporting.train(
-            "dpo",
-            model,
-            data,
-            out,
-            epochs=epochs,
-            steps=steps,
-            checkpoint_steps=checkpoint_steps,
-            resume=resume,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            max_length=max_length,
-            lora=lora,
-            seed=seed,
-            on_step=tick.at,
-            beta=beta,
-            label_smoothing=label_smoothing,
-        )
-    console.emit(report, as_json=as_json)
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]

@@ -5,7 +5,7 @@ Ye et al. 2025, "Process-Supervised Reinforcement Learning for Code Generation" 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
@@ -13,12 +13,14 @@ from typing import Any
 from counterplay.core.budget import Budget
 from counterplay.core.canonical import dumps
 from counterplay.core.errors import UserError
-from counterplay.core.nouns import Message, Proposal, ToolCall, Trajectory
+from counterplay.core.nouns import Message, ToolCall, Trajectory
 from counterplay.core.protocols import Environment, Verifier
 from counterplay.finetune.labels.monte_carlo import monte_carlo
 from counterplay.finetune.labels.steps import StepLabel
+from counterplay.finetune.replayed import play_actions, score_ends
 from counterplay.finetune.rows import SourcedTree
 from counterplay.search.engine import Engine
+from counterplay.search.logged import logged_path
 from counterplay.search.tree import Node, SearchTree
 
 
@@ -91,34 +93,15 @@ async def mutated(
     """
     if not trajectory.finished or (trajectory.steps[-1].reward or 0.0) < 0.5:
         raise UserError("got a line that did not succeed", "a correct one, whose steps can be made wrong")
-    tree = SearchTree.start(trajectory.prefix(0), "mutation", {"per_line": per_line, "seed": seed})
-    path = [tree.root]
-    for step in trajectory.steps:
-        path.append(tree.add(path[-1], step, logged=True))
+    line = logged_path(trajectory, "mutation", {"per_line": per_line, "seed": seed})
     rng = Random(f"{seed}/{trajectory.key}")
-    found = [(step, one) for step in range(len(trajectory)) for one in mutations(trajectory, step, rng)]
+    found = [(step, one.action) for step in range(len(trajectory)) for one in mutations(trajectory, step, rng)]
+    chosen = sorted(rng.sample(found, min(per_line, len(found))), key=lambda pair: pair[0])
+    actions = [step.action for step in trajectory.steps]
     engine = Engine(None, environment, verifier, Budget(), concurrency=concurrency)
-    chosen = rng.sample(found, min(per_line, len(found)))
-    ends = await _branches(engine, tree, path, [(step, one.action) for step, one in sorted(chosen, key=lambda pair: pair[0])])
-    await engine.score([path[-1], *ends])
-    for end in (path[-1], *ends):
-        if end.finished and end.score is not None:
-            end.backup(end.score.value)
-    return engine.finish(tree, f"{len(ends)} changed steps were executed")
-
-
-async def _branches(engine: Engine, tree: SearchTree, path: Sequence[Node], changed: Sequence[tuple[int, Message]]) -> list[Node]:
-    """The end of each branch: the changed action, then the actions of the line as far as they go. All branches a step at a time."""
-    ends = [path[step] for step, _ in changed]
-    rest = [[action, *(one.step.action for one in path[step + 2 :] if one.step is not None)] for step, action in changed]
-    live = list(range(len(changed)))
-    while live:
-        done = await engine.step([(ends[at], Proposal(rest[at].pop(0))) for at in live])
-        for at, step in zip(live, done, strict=True):
-            if step is not None:
-                ends[at] = tree.add(ends[at], replace(step, sampled=False) if ends[at] is path[changed[at][0]] else step)
-        live = [at for at, step in zip(live, done, strict=True) if step is not None and not step.finished and rest[at]]
-    return ends
+    ends = await play_actions(engine, line.tree, [(line.nodes[step], [action, *actions[step + 1 :]]) for step, action in chosen])
+    await score_ends(engine, [line.end, *ends])
+    return engine.finish(line.tree, f"{len(ends)} changed steps were executed")
 
 
 def mutation_labels(source: SourcedTree) -> list[StepLabel]:

@@ -59,10 +59,10 @@ def trl_records(rows: Iterable[StepwiseRow], *, hard: float | None = None, token
     conversation. `labels` are the values, or booleans, value >= `hard`, where that is given.
     """
     renderer = None if tokenizer is None else StepRenderer(tokenizer)
-    return [_record(row, part, hard, renderer) for row in rows for part in _without_gaps(row.labels)]
+    return [_record(row, part, hard, renderer) for row in rows for part in without_gaps(row.labels)]
 
 
-def _without_gaps(labels: Sequence[StepLabel]) -> list[list[StepLabel]]:
+def without_gaps(labels: Sequence[StepLabel]) -> list[list[StepLabel]]:
     parts: list[list[StepLabel]] = []
     for label in labels:
         if parts and label.step - label.span == parts[-1][-1].step:

@@ -11,7 +11,7 @@ from counterplay.finetune.rows import Lineage, SourcedTree, verifiers_of
 from counterplay.search.counts import lines
 from counterplay.search.tree import Node, SearchTree
 
-LabelKind: TypeAlias = Literal["mc_soft", "mc_hard", "omega", "advantage", "rest", "sorm", "td", "reflection", "mutation"]
+LabelKind: TypeAlias = Literal["mc_soft", "mc_hard", "omega", "advantage", "rest", "sorm", "td", "reflection", "mutation", "ablation"]
 
 SUCCESS = 0.5
 """The score from which a line counts as a success."""

@@ -111,6 +111,7 @@ def test_a_pair_shares_its_prompt_and_carries_its_evidence(kit):
     assert row.prompt == trace.trajectory.prefix(1).messages
     assert (row.chosen[0].signature, row.rejected[0].signature) == ('refund({"amount":5,"order":7})', 'refund({"amount":50,"order":7})')
     assert row.probability == pytest.approx(1 - 1 / 252)
+    assert row.margin == pytest.approx(5 / 6 - 1 / 6)
     assert (row.visits, row.value_sums) == ((4, 4), (4.0, 0.0))
     lineage = row.lineage
     assert (lineage.traces, lineage.sessions, lineage.fork_step, lineage.verifiers) == ((trace.id,), ("monday",), 1, ("ledger@2",))
@@ -125,6 +126,8 @@ def test_two_noisy_means_are_no_pair(kit):
     assert not dpo_rows([unsure]).rows
     assert len(dpo_rows([unsure], tau=0.7).rows) == 1
     assert not dpo_rows([kit.tree(bad=(0, 0.0), good=(100, 100.0))]).rows, "an action that was never tried is no evidence"
+    for equal in ({"good": (100, 100.0), "bad": (2, 2.0)}, {"good": (4, 0.0), "bad": (100, 0.0)}):
+        assert not dpo_rows([kit.tree(**equal)]).rows, "equal shares of successes are no preference, however often each was tried"
     with pytest.raises(ValueError, match="tau"):
         dpo_rows([], tau=0.5)
 

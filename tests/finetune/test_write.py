@@ -141,7 +141,7 @@ def test_planted_rows_are_caught_counted_and_named(kit, tokenizer, tmp_path):
     assert len(set(ids)) == 2
     assert [m["tool_call_id"] for m in records[2]["messages"] if m["role"] == "tool"] == ids
     manifest = json.loads((tmp_path / "d" / "counterplay.json").read_text(encoding="utf-8"))
-    assert {"reason": "longer than 1000 tokens", "name": rows[3].name} in manifest["drops"]
+    assert {"reason": "longer than 1000 tokens", "name": rows[3].name, "detail": ""} in manifest["drops"]
     card = (tmp_path / "d" / "README.md").read_text(encoding="utf-8")
     assert "- a duplicate: 2" in card
     assert "Limit: 1000; longer rows were left out, none was cut" in card

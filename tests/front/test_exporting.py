@@ -1,0 +1,158 @@
+"""Every export from a store, by function and by command: one kind each, the shared options once, and a card that says it all."""
+
+import inspect
+import json
+from dataclasses import replace
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from counterplay import exporting
+from counterplay.cli import app
+from counterplay.core.errors import UserError
+from counterplay.core.nouns import Call, Completeness
+from counterplay.core.store import Store
+from counterplay.finetune.write import read_dataset
+from tests.finetune.conftest import Kit
+from tests.finetune.forks import fork
+
+KINDS = ("sft", "dpo", "reward", "kto", "grpo", "prm")
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    """A store with six tasks: each logged once, and searched with good, bad and long branches."""
+    place, kit = tmp_path_factory.mktemp("exports") / "s.duckdb", Kit()
+    with Store.open(place) as store:
+        for i in range(6):
+            task = f"task-{i}"
+            calls = tuple(Call(step, model="gpt-tiny", completeness=Completeness()) for step in range(3))
+            trace = replace(kit.trace(task, session=f"s{i}"), id=f"trace-{i}", agent="refunder", calls=calls)
+            store.ingest([trace])
+            source = fork(kit, good=5, bad=5, longer=1, task=task)
+            source.tree.stop("all lines are played")
+            store.put_search(source.tree.to_record(f"search-{i}", trace=trace.id, task=task, fork_step=1))
+    return place
+
+
+def run(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_has_a_command_that_writes_it(path, tmp_path, kind):
+    more = ("--rows", "trajectory") if kind in ("dpo", "reward", "kto") else ()
+    ran = run("export", kind, "--out", tmp_path / "d", "--store", path, "--json", "--licence", "cc-by-4.0", "--near-duplicates", 0, *more)
+    assert ran.exit_code == 0, ran.output
+    report = json.loads(ran.stdout)
+    assert (report["kind"], report["licence"]) == (kind, "cc-by-4.0")
+    assert report["rows"]["train"] > 0
+    assert report["sources"] == {"connectors": {"test": 6}, "agents": {"refunder": 6}, "models": {"gpt-tiny": 6}}
+    assert read_dataset(tmp_path / "d")[0] == kind
+    card = (tmp_path / "d" / "README.md").read_text()
+    assert "license: cc-by-4.0" in card
+    assert "- models: gpt-tiny (6 traces)" in card
+    assert "- `min_grade`: executed" in card
+
+
+@pytest.mark.parametrize("rows", ["whole", "per-call", "improved", "recovery", "shortest", "distill"])
+def test_successes_are_cut_in_several_ways(path, tmp_path, rows):
+    options = {"near_duplicates": 0.0, "min_grade": "executed"}
+    with Store.open(path, read_only=True) as store:
+        if rows == "recovery":
+            with pytest.raises(UserError, match="no row is left"):
+                exporting.export_sft(store, tmp_path / "d", rows=rows, tau=0.6, **options)
+            return
+        if rows == "improved":
+            with pytest.raises(UserError, match="surely better"):
+                exporting.export_sft(store, tmp_path / "d", rows=rows, tau=0.99, source="searched", **options)
+        report = exporting.export_sft(store, tmp_path / "d", rows=rows, tau=0.6, **options)
+    assert (report.kind, report.settings["rows"]) == ("sft", rows)
+
+
+@pytest.mark.parametrize(("rows", "margin"), [("trajectory", 1.0), ("nearest", 1.0), ("shorter", 8.0), ("step", None)])
+def test_pairs_are_made_of_several_things(path, tmp_path, rows, margin):
+    with Store.open(path, read_only=True) as store:
+        report = exporting.export_dpo(store, tmp_path / "d", rows=rows, tau=0.7, near_duplicates=0.0)
+    assert report.settings["rows"] == rows
+    _, records = read_dataset(tmp_path / "d")
+    assert margin is None or {record["margin"] for record in records} == {margin}
+
+
+def test_no_pair_says_why(path, tmp_path):
+    with Store.open(path, read_only=True) as store:
+        with pytest.raises(UserError, match="no two siblings differ"):
+            exporting.export_dpo(store, tmp_path / "d", tau=0.999)
+        with pytest.raises(UserError, match="of the kind ablation"):
+            exporting.export_dpo(store, tmp_path / "d", rows="ablation", min_score=1.0, algorithms=["fork_best_of_n"], tau=0.51)
+
+
+def test_bad_words_are_refused_with_those_that_would_do(path, tmp_path):
+    with Store.open(path, read_only=True) as store:
+        for export, words, wanted in (
+            (exporting.export_sft, {"rows": "all"}, "whole, per-call"),
+            (exporting.export_sft, {"source": "web"}, "logged, searched, both"),
+            (exporting.export_dpo, {"rows": "whole"}, "step, trajectory"),
+            (exporting.export_reward, {"rows": "shorter"}, "step, trajectory, nearest"),
+            (exporting.export_dpo, {"tau": 0.5}, "above 0.5"),
+            (exporting.export_dpo, {"rows": "step", "source": "logged"}, "search --search stitch"),
+            (exporting.export_kto, {"rows": "trajectory", "source": "web"}, "logged, searched, both"),
+            (exporting.export_grpo, {"low": 0.9, "high": 0.1}, "the lower one first"),
+            (exporting.export_prm, {"labels": "guess"}, "mc-soft"),
+            (exporting.export_sft, {"split_by": ["moon"]}, "task, session, user"),
+            (exporting.export_sft, {"formats": ["csv"]}, "parquet, jsonl"),
+            (exporting.export_sft, {"held_out": 1.0}, "a share from 0"),
+            (exporting.export_sft, {"min_grade": "stale"}, "never exported"),
+            (exporting.export_sft, {"near_duplicates": 2.0}, "similarity"),
+        ):
+            with pytest.raises(UserError) as caught:
+                export(store, tmp_path / "d", **words)
+            assert wanted in str(caught.value), words
+    assert not (tmp_path / "d").exists()
+
+
+def test_commands_have_the_options_of_their_functions(path, tmp_path):
+    commands = get_command(app).commands["export"].commands
+    shared = set(exporting.Shared.__annotations__) - {"algorithms"} | {"algorithm", "out", "store", "as_json"}
+    for kind in KINDS:
+        own = set(inspect.signature(getattr(exporting, f"export_{kind}")).parameters) - {"store", "out", "shared"}
+        assert {parameter.name for parameter in commands[kind].params} == own | shared, kind
+
+
+def test_several_formats_splits_and_gates_at_once(path, tmp_path):
+    held = tmp_path / "held.jsonl"
+    held.write_text(json.dumps({"task": "task-0"}) + "\n")
+    ran = run(
+        *("export", "sft", "--out", tmp_path / "d", "--store", path, "--json", "--source", "logged", "--near-duplicates", 0),
+        *("--format", "parquet,openai, sharegpt", "--held-out", 0.5, "--split-by", "task,user", "--held-out-file", held),
+    )
+    assert ran.exit_code == 0, ran.output
+    report = json.loads(ran.stdout)
+    assert report["gates"]["contamination"] == 1
+    assert sum(report["rows"].values()) == 5
+    assert sorted(p.name for p in (tmp_path / "d").iterdir()) == ["README.md", "counterplay.json", "data", "openai", "sharegpt"]
+    assert report["by"] == ["task", "user"]
+    assert "- `held_out_file`: held.jsonl" in (tmp_path / "d" / "README.md").read_text()
+
+
+def test_weights_and_caps_reach_the_rows(path, tmp_path):
+    with Store.open(path, read_only=True) as store:
+        report = exporting.export_sft(store, tmp_path / "d", weights="oreal", near_duplicates=0.0, per_task=1)
+        with pytest.raises(UserError, match="none, advantage, oreal"):
+            exporting.export_sft(store, tmp_path / "d", weights="heavy")
+    assert (report.settings["weights"], report.rows["train"]) == ("oreal", 6)
+    assert report.dropped["over the cap of 1 rows of a task"] == 6
+    assert all(record["step_weights"] for record in read_dataset(tmp_path / "d")[1] if not record["logged"])
+    assert "| tool | 3 |" in (tmp_path / "d" / "README.md").read_text()
+
+
+def test_logged_runs_of_one_task_make_pairs_without_a_search(tmp_path):
+    kit = Kit()
+    with Store.open(tmp_path / "s.duckdb") as store:
+        store.ingest([kit.trace("a"), kit.trace("a", reward=0.0, amount=50), kit.trace("b")])
+        report = exporting.export_dpo(store, tmp_path / "dpo", rows="trajectory", source="logged")
+        assert (report.rows, report.algorithms, report.logged) == ({"train": 1}, {"logged": 1}, 1)
+        (pair,) = read_dataset(tmp_path / "dpo")[1]
+        assert (pair["fork_step"], len(pair["prompt"]), pair["margin"]) == (0, 2, 1.0)
+        assert exporting.export_kto(store, tmp_path / "kto", rows="trajectory").labels == {True: 2, False: 1}

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from counterplay import console
-from counterplay.core.budget import Budget
 from counterplay.core.errors import PolicyError, UserError
 from counterplay.core.loading import resolve
-from counterplay.core.nouns import Trajectory
-from counterplay.core.protocols import Policy
-from counterplay.parts import WorldOf, closing, make_world, world_factory
+from counterplay.evaluation_shown import tables
+from counterplay.parts import closing, world_factory
 from counterplay.plan import Pace
+from counterplay.played import Played, Run, play_tasks, with_ends
+
+__all__ = ["Evaluation", "Played", "Run", "evaluate", "named_policies", "play_tasks", "tables", "tasks_from_spec"]
 
 if TYPE_CHECKING:
-    from counterplay.finetune.evaluate import EvaluationReport
+    from counterplay.finetune.evaluate import EvaluationReport, Results
+    from counterplay.finetune.failures import Classify
 
 
 def named_policies(specs: Sequence[str]) -> dict[str, str]:
@@ -61,54 +61,15 @@ def _number(text: str) -> str | int:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How the policies compare on the tasks that all of them played. `unplayed` are the others: the first error by task."""
+    """How the policies compare on the tasks that all of them played. `unplayed` are the others: the first error by task.
+
+    `runs` are all that was played, by policy; `settings` what was asked for.
+    """
 
     report: EvaluationReport
     unplayed: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Played:
-    """What one policy did on the tasks: the trajectories in task order and the wall time in seconds."""
-
-    trajectories: tuple[Trajectory, ...]
-    seconds: float
-
-    def errors(self, tasks: Sequence[str]) -> dict[str, str]:
-        """Tasks on which the machinery failed, not the agent: a policy without an answer, a world that raised."""
-        ends = ((task, trajectory.steps[-1].error) for task, trajectory in zip(tasks, self.trajectories, strict=True) if trajectory.steps)
-        return {task: error for task, error in ends if error}
-
-    def outcomes(self, tasks: Sequence[str]) -> dict[str, float]:
-        """Reward by task; a trajectory that did not end with a reward earned nothing."""
-        return {task: (t.steps[-1].reward or 0.0) if t.steps else 0.0 for task, t in zip(tasks, self.trajectories, strict=True)}
-
-
-async def play_tasks(
-    policy: Policy,
-    factory: WorldOf,
-    tasks: Sequence[str],
-    *,
-    max_steps: int = 100,
-    concurrency: int = 512,
-    on_task: Callable[[], None] = lambda: None,
-) -> Played:
-    """Play every task once, from its world's beginning, all together so that a local model can batch."""
-    from counterplay.replay.live import LiveEnvironment
-    from counterplay.search.rollout import play
-
-    environments = [LiveEnvironment(lambda task=task: make_world(factory, task), task=task, max_steps=max_steps) for task in tasks]  # type: ignore[misc]
-    try:
-        states = [await environment.initial() for environment in environments]
-        started = time.monotonic()
-        trajectories = await play(states, policy, environments, Budget(), max_steps=max_steps, concurrency=concurrency)
-        seconds = time.monotonic() - started
-    finally:
-        for environment in environments:
-            await environment.aclose()
-    for _ in tasks:
-        on_task()
-    return Played(tuple(trajectories), seconds)
+    runs: Mapping[str, tuple[Run, ...]] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 async def evaluate(
@@ -116,61 +77,85 @@ async def evaluate(
     environment: str,
     tasks: Sequence[str],
     *,
+    attempts: int = 1,
     base_url: str | None = None,
-    temperature: float = 0.0,
+    temperature: float | None = None,
     max_tokens: int | None = None,
     seed: int = 0,
     max_steps: int = 100,
     concurrency: int = 512,
     against: Sequence[str] | None = None,
     pace: Pace | None = None,
+    price: tuple[float, float] | None = None,
+    classify: Classify | None = None,
     on_task: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Play `tasks` with every policy (specs by name) and compare each with the earlier ones named in `against`.
 
-    None compares with the first and with the one before it. `pace` limits what the server of each policy is asked. Tasks on which a
-    policy or a world failed are left out for all, because a failure of the machinery says nothing about an agent. Raises PolicyError
-    where that is more than one task in twenty.
+    Each task is played `attempts` times; `temperature` None is greedy for one attempt and 1 for several. `against` None compares with
+    the first and with the one before it. `pace` limits what the server of each policy is asked, `price` is US dollars per million
+    input and output tokens. `classify` names classes of failure (`finetune.failures`); None is what runs show of themselves. Tasks on
+    which a policy or a world failed are left out for all, because a failure of the machinery says nothing about an agent. Raises
+    PolicyError where that is more than one task in twenty.
     """
-    from counterplay.finetune.evaluate import Results
     from counterplay.finetune.evaluate import evaluate as compare_all
+    from counterplay.replay.openai_answers import Price
     from counterplay.replay.policies import policy_from_spec
 
-    factory, results, unplayed, pace = world_factory(environment), [], dict[str, str](), pace or Pace()
+    heat = _temperature(temperature, attempts)
+    factory, done, unplayed, pace = world_factory(environment), dict[str, Played](), dict[str, str](), pace or Pace()
     for name, spec in policies.items():
         made = policy_from_spec(
-            spec, base_url=base_url, temperature=temperature, seed=seed, max_tokens=max_tokens, concurrency=pace.requests
+            spec,
+            base_url=base_url,
+            temperature=heat,
+            seed=seed,
+            max_tokens=max_tokens,
+            concurrency=pace.requests,
+            price=None if price is None else Price(*price),
         )
         async with closing(made) as policy:
             with pace.kept(local=spec.startswith("transformers:")):
-                played = await play_tasks(policy, factory, tasks, max_steps=max_steps, concurrency=concurrency, on_task=on_task)
-        unplayed |= {task: error for task, error in played.errors(tasks).items() if task not in unplayed}
-        steps = {task: float(len(trajectory)) for task, trajectory in zip(tasks, played.trajectories, strict=True)}
-        results.append(Results(name, played.outcomes(tasks), steps))
+                played = await play_tasks(
+                    policy, factory, tasks, attempts=attempts, max_steps=max_steps, concurrency=concurrency, on_task=on_task
+                )
+        unplayed = {**played.errors(tasks), **unplayed}
+        done[name] = await with_ends(played, classify)
     if len(unplayed) > len(tasks) / 20:
         task, reason = next(iter(unplayed.items()))
         raise PolicyError(
             f"{len(unplayed)} of {len(tasks)} tasks could not be played; {task}: {reason}", "a policy and a world that answer"
         )
-    results = [replace(r, outcomes={t: o for t, o in r.outcomes.items() if t not in unplayed}) for r in results]
-    return Evaluation(compare_all(results, against=against), unplayed)
+    kept = [task for task in tasks if task not in unplayed]
+    report = compare_all([_results(name, played, kept) for name, played in done.items()], against=against)
+    settings = {
+        "policies": dict(policies),
+        "environment": environment,
+        "attempts": attempts,
+        "temperature": heat,
+        "max_tokens": max_tokens,
+        "max_steps": max_steps,
+        "seed": seed,
+    }
+    return Evaluation(report, unplayed, {name: played.runs for name, played in done.items()}, settings)
 
 
-def tables(evaluation: Evaluation) -> list[Any]:
-    """Success by policy, every paired difference in points, each above its 95 % interval; then the verdicts in words."""
-    report = evaluation.report
-    baselines = list(dict.fromkeys(comparison.a for comparison in report.comparisons))
-    cells = {(c.b, c.a): f"{100 * c.difference:+.1f}\n{_interval(c.interval, signed=True)}" for c in report.comparisons}
-    rows = [
-        [policy.name, f"{100 * policy.rate:.1f} %\n{_interval(policy.interval)}", *(cells.get((policy.name, b), "") for b in baselines)]
-        for policy in report.policies
-    ]
-    title = f"{report.policies[0].tasks} held-out tasks: success, paired differences, 95 % intervals"
-    shown = console.table(title, ["agent", "success", *(f"over {baseline}" for baseline in baselines)], rows)
-    unplayed = [f"not played, and left out: {task}: {error}" for task, error in evaluation.unplayed.items()]
-    return [shown, *(comparison.sentence() for comparison in report.comparisons), *unplayed]
+def _temperature(asked: float | None, attempts: int) -> float:
+    if attempts < 1:
+        raise UserError(f"got attempts {attempts}", "at least 1")
+    if asked == 0 and attempts > 1:
+        raise UserError(f"got {attempts} attempts at temperature 0, which are all alike", "a temperature above 0, or one attempt")
+    return (1.0 if attempts > 1 else 0.0) if asked is None else asked
 
 
-def _interval(interval: tuple[float, float], *, signed: bool = False) -> str:
-    low, high = (100 * bound for bound in interval)
-    return f"{low:+.1f}..{high:+.1f}" if signed else f"{low:.1f} to {high:.1f}"
+def _results(name: str, played: Played, tasks: Sequence[str]) -> Results:
+    from counterplay.finetune.evaluate import Results
+
+    runs = played.by_task
+    return Results(
+        name,
+        {task: tuple(run.outcome for run in runs[task]) for task in tasks},
+        {task: sum(len(run.trajectory) for run in runs[task]) / len(runs[task]) for task in tasks},
+        played.cost_usd(tasks),
+        {task: tuple(run.end for run in runs[task]) for task in tasks},
+    )

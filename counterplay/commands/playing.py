@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -34,6 +35,7 @@ from counterplay.commands.options import (
     bounded,
     some,
 )
+from counterplay.naming import whole_trace_ids
 
 
 @app.command()
@@ -58,13 +60,13 @@ def replay(
     if agent_code:
         given = parts.json_object(arguments, "--arguments")
         with loop.opened(store, read_only=True) as opened:
-            chosen = loop.select(opened, trace_ids=trace, which="all", agent=agent, limit=limit)
+            chosen = loop.select(opened, trace_ids=whole_trace_ids(opened, trace), which="all", agent=agent, limit=limit)
             some(chosen, store)
             _replay_code(agent_code, chosen, opened, arguments=given, at=at, execute_tools=execute or (), as_json=as_json)
         return
     asked = parts.Asked(environment=environment, allow_external=frozenset(allow_external or ()))
     with loop.opened(store, read_only=True) as opened:
-        chosen = loop.select(opened, trace_ids=trace, which="all", agent=agent, limit=limit)
+        chosen = loop.select(opened, trace_ids=whole_trace_ids(opened, trace), which="all", agent=agent, limit=limit)
         some(chosen, store)
         with console.ticking("re-enacting", len(chosen), quiet=as_json) as tick:
             report = asyncio.run(loop.replay(chosen, asked, on_trace=tick.advance))
@@ -118,7 +120,7 @@ def localise(
     pace = Pace(in_flight, requests_per_minute, tokens_per_minute)
     asked = parts.Asked(policy, environment, tuple(verifier or ()), base_url, temperature, max_tokens, seed, max_steps)
     with loop.opened(store, existing=True) as opened:
-        chosen = loop.select(opened, trace_ids=trace, which=which, agent=agent, limit=limit)
+        chosen = loop.select(opened, trace_ids=whole_trace_ids(opened, trace), which=which, agent=agent, limit=limit)
         some(chosen, store)
         with console.ticking("localising", len(chosen), quiet=as_json) as tick:
             report = asyncio.run(loop.localise(opened, chosen, asked, method=method, budget=budget, pace=pace, on_trace=tick.advance))
@@ -130,7 +132,11 @@ def localise(
 def search(
     name: Annotated[
         str | None,
-        typer.Option("--search", help="best_of_n, beam, mcts, fork_best_of_n, repair, greedy, rollout; or stitch: log-only, no model."),
+        typer.Option(
+            "--search",
+            help="best_of_n, beam, mcts, fork_best_of_n, repair, greedy, rollout ...; auto: learned for each class of traces; "
+            "stitch: log-only, no model. Without it repair, or fork_best_of_n where the verifier has no opinion on unfinished runs.",
+        ),
     ] = None,
     policy: PolicySpec = "",
     environment: EnvironmentSpec = "recorded",
@@ -149,7 +155,9 @@ def search(
     which: Annotated[str, typer.Option("--select", help="failed, succeeded or all; failed, and for stitch all, where not given.")] = "",
     agent: Agent = None,
     limit: Limit = None,
-    budget: Annotated[str, typer.Option("--budget", help="e.g. model_calls=400,usd=5,seconds=600; for all traces together.")] = "",
+    budget: Annotated[
+        str, typer.Option("--budget", help="e.g. model_calls=400,usd=5,seconds=600; for all traces together, divided once a job.")
+    ] = "",
     trace_budget: Annotated[str, typer.Option("--trace-budget", help="The same for each trace; without it, a share of --budget.")] = "",
     split: Annotated[
         str, typer.Option("--split", help="How --budget is divided: gain, by what it is expected to bring on each trace; or even.")
@@ -209,7 +217,13 @@ def search(
     )
     with loop.opened(store, existing=True) as opened:
         asked = replace(asked, comparable=loop.comparable_of(opened))
-        chosen = loop.select(opened, trace_ids=trace, which=which or ("all" if name == "stitch" else "failed"), agent=agent, limit=limit)
+        chosen = loop.select(
+            opened,
+            trace_ids=whole_trace_ids(opened, trace),
+            which=which or ("all" if name == "stitch" else "failed"),
+            agent=agent,
+            limit=limit,
+        )
         some(chosen, store)
         with console.ticking("searching", len(chosen), quiet=as_json) as tick:
             report = asyncio.run(searching.search(opened, chosen, asked, how, on_trace=tick.advance))
@@ -222,13 +236,36 @@ def search(
 @bounded
 def evaluate(
     policy: Annotated[list[str], typer.Option("--policy", help="Policies to compare; the first is the baseline. NAME=SPEC names one.")],
-    environment: Annotated[str, typer.Option("--environment", help="module:attr, a factory of worlds by task.")],
+    environment: Annotated[str, typer.Option("--environment", help="module:attr, a factory of worlds by task.")] = "",
     tasks: Annotated[
         str,
         typer.Option("--tasks", help="A file with one task a line, or module:attr[:SPLIT:N], a list or a function of split and number."),
-    ],
+    ] = "",
+    attempts: Annotated[int, typer.Option("--attempts", min=1, help="How often each task is played; more than once gives pass@k.")] = 1,
+    failures: Annotated[
+        str, typer.Option("--failures", help="What names classes of failure: a verifier (by its reason), or module:attr of a failed run.")
+    ] = "",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A folder for report.json, report.md and every played run, which ingest reads.")
+    ] = None,
+    scaling: Annotated[
+        str, typer.Option("--scaling", help="Instead: success at these budgets of model calls a task, e.g. 16,32,64; --verifier chooses.")
+    ] = "",
+    search: Annotated[
+        str | None, typer.Option("--search", help="With --scaling: how to spend a budget; best_of_n (whole lines) where not given.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", help="With --scaling: key=value of the search; B or B/15 is the budget or its part.")
+    ] = None,
+    verifier: VerifierSpecs = None,
+    logged: Annotated[
+        Path | None, typer.Option("--logged", help="Instead: estimate from the runs of this store alone how the policies would do.")
+    ] = None,
+    agent: Agent = None,
     base_url: BaseUrl = None,
-    temperature: Temperature = 0.0,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", help="0 is greedy; where not given, 0 for one attempt and else 1.")
+    ] = None,
     max_tokens: MaxTokens = None,
     seed: Seed = 0,
     max_steps: Annotated[int, typer.Option("--max-steps", help="Model calls a task may take.")] = 100,
@@ -236,29 +273,38 @@ def evaluate(
     in_flight: InFlight = None,
     requests_per_minute: RequestsPerMinute = None,
     tokens_per_minute: TokensPerMinute = None,
+    price: Price = None,
     as_json: AsJson = False,
 ) -> None:
     """Play the same held-out tasks with several policies and compare them, task by task, with 95 % intervals."""
-    from counterplay import evaluation
+    from counterplay import evaluating, evaluation, parts
     from counterplay.plan import Pace
 
-    named = evaluation.named_policies(policy)
-    asked = evaluation.tasks_from_spec(tasks)
-    with console.ticking("playing", len(named) * len(asked), quiet=as_json) as tick:
-        report = asyncio.run(
-            evaluation.evaluate(
-                named,
-                environment,
-                asked,
-                base_url=base_url,
-                temperature=temperature,
-                max_tokens=max_tokens,
-                seed=seed,
-                max_steps=max_steps,
-                concurrency=concurrency,
-                pace=Pace(in_flight, requests_per_minute, tokens_per_minute),
-                on_task=tick.advance,
-            )
-        )
-    shown = {**console.plain(report.report), "unplayed": dict(report.unplayed)}
-    console.emit(shown, as_json=as_json, human=evaluation.tables(report))
+    asked = evaluating.Question(
+        evaluation.named_policies(policy),
+        environment,
+        tasks,
+        out=out,
+        verifiers=tuple(verifier or ()),
+        base_url=base_url,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        seed=seed,
+        max_steps=max_steps,
+        concurrency=concurrency,
+        pace=Pace(in_flight, requests_per_minute, tokens_per_minute),
+        quiet=as_json,
+    )
+    played_alone = {"--attempts": attempts > 1, "--failures": failures, "--price": price}
+    if logged is not None:
+        world = {"--scaling": scaling, "--environment": environment, "--tasks": tasks, "--out": out, "--base-url": base_url}
+        evaluating.refuse("--logged", {**world, **played_alone}, "playing")
+        shown = evaluating.estimated(asked, logged, agent)
+    elif scaling:
+        evaluating.refuse("--scaling", {"--agent": agent, **played_alone}, "other ways to evaluate")
+        shown = evaluating.scaled(asked, scaling, search, option or [])
+    else:
+        evaluating.refuse("a plain evaluation", {"--search": search, "--option": option}, "--scaling")
+        evaluating.refuse("a plain evaluation", {"--agent": agent}, "--logged")
+        shown = evaluating.played(asked, attempts=attempts, failures=failures, price=parts.price_from(price))
+    console.emit(shown.result, as_json=as_json, human=shown.human)

@@ -31,7 +31,6 @@ class Amounts:
 
 
 KINDS = tuple(f.name for f in fields(Amounts))
-_ZERO = Amounts(0, 0, 0, 0, 0, 0)
 
 
 @dataclass(slots=True)
@@ -61,7 +60,7 @@ class Budget:
     """
 
     limits: Amounts = field(default_factory=Amounts)
-    used: Amounts = _ZERO
+    _spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 0), repr=False)
     _reserved: dict[str, float] = field(default_factory=dict, repr=False)
     _started_s: float = field(default_factory=time.monotonic, repr=False)
 
@@ -100,15 +99,24 @@ class Budget:
             reserved[name] = reserved.get(name, 0) + amount
         return Reservation(self, amounts)
 
+    def spend(self, **amounts: float) -> bool:
+        """Use amounts at once, without a call between; False, and nothing used, where one of them does not fit."""
+        if self._lacking(amounts) is not None:
+            return False
+        for kind, amount in amounts.items():
+            self._spent[kind] += amount
+        return True
+
     def lacking(self, **amounts: float) -> str | None:
         """The first kind that `amounts` would overshoot; None where all of it fits."""
         return self._lacking(amounts)
 
     def _lacking(self, amounts: Mapping[str, float]) -> str | None:
-        if self.limits.seconds is not None and self.left("seconds") <= 0:
+        limits = self.limits
+        if limits.seconds is not None and self.left("seconds") <= 0:
             return "seconds"
         for kind, amount in amounts.items():
-            if getattr(self.limits, kind) is not None and amount > self.left(kind):
+            if getattr(limits, kind) is not None and amount > self.left(kind):
                 return kind
         return None
 
@@ -119,26 +127,25 @@ class Budget:
             return float("inf")
         if kind == "seconds":
             return float(limit) - (time.monotonic() - self._started_s)
-        return float(limit - getattr(self.used, kind) - self._reserved.get(kind, 0))
+        return float(limit - self._spent[kind] - self._reserved.get(kind, 0))
 
     def restart_clock(self) -> None:
         self._started_s = time.monotonic()
+
+    @property
+    def used(self) -> Amounts:
+        """What was settled."""
+        return Amounts(**self._spent)
 
     def spent(self) -> Amounts:
         """What is used, with `seconds` since the start."""
         return replace(self.used, seconds=time.monotonic() - self._started_s)
 
     def _settle(self, reserved: Mapping[str, float], used: Mapping[str, float]) -> None:
+        held, spent = self._reserved, self._spent
         for kind, amount in reserved.items():
-            self._reserved[kind] -= amount
-        charged = {**reserved, **used}
-        if any(charged.values()):
-            before, of = self.used, charged.get
-            self.used = Amounts(
-                (before.simulations or 0) + of("simulations", 0),
-                (before.model_calls or 0) + of("model_calls", 0),
-                (before.tokens or 0) + of("tokens", 0),
-                (before.usd or 0) + of("usd", 0),
-                (before.tool_calls or 0) + of("tool_calls", 0),
-                (before.seconds or 0) + of("seconds", 0),
-            )
+            held[kind] -= amount
+            if kind not in used:
+                spent[kind] += amount
+        for kind, amount in used.items():
+            spent[kind] += amount

@@ -20,7 +20,7 @@ from counterplay.core.canonical import content_key, content_keys, dumps, loads
 from counterplay.core.errors import PolicyError, StoreError, UserError, VerifierError
 from counterplay.core.nouns import Grade, Message, Proposal, Score, State, Step, Trajectory, Usage
 from counterplay.core.protocols import Batch, Environment, Opinion, Policy, Verifier, calls_at_once, fingerprint_of, first_draw
-from counterplay.core.turns import propose_in_turn
+from counterplay.core.turns import propose_in_turn, turns
 
 _OPINIONS = (float, int, Score, NoneType)
 
@@ -68,11 +68,16 @@ class JournaledPolicy:
         known = self.journal.get(key)
         if known is not None:
             return [_proposal(fields) for fields in loads(known)]
-        token = first_draw.set(start)
+        token = None if first_draw.get() == start else first_draw.set(start)
         try:
-            proposals = _checked(await propose_in_turn(self.policy, state, n))
+            if turns.get() is None:
+                answer: Any = self.policy.propose(state, n)
+                proposals = _checked(await answer if inspect.isawaitable(answer) else answer)
+            else:
+                proposals = _checked(await propose_in_turn(self.policy, state, n))
         finally:
-            first_draw.reset(token)
+            if token is not None:
+                first_draw.reset(token)
         self.live_calls += len(proposals)
         self.journal.put(key, "propose", _text([_proposal_to_json(p) for p in proposals], _numbers(proposals)))
         return proposals
@@ -110,11 +115,27 @@ class JournaledVerifier:
         self._key = content_keys("verify", self.fingerprint)
 
     async def __call__(self, trajectory: Trajectory, /) -> Score | None:
+        answer = self.answer(trajectory)
+        return await answer if isinstance(answer, Awaitable) else answer
+
+    def answer(self, trajectory: Trajectory) -> Score | Awaitable[Score | None] | None:
+        """What `await self(trajectory)` gives; at once where the journal or a verifier that is no coroutine has it."""
         key = self._key(*question(trajectory))
         known = self.journal.get(key)
         if known is not None:
             return _score_from(known)
-        score = await ask(self.verifier, trajectory, (self.name, self.version))
+        answer = begin(self.verifier, trajectory, (self.name, self.version))
+        if isinstance(answer, VerifierError):
+            raise answer from answer.__cause__
+        if answer is None or isinstance(answer, Score):
+            self._keep(key, answer)
+            return answer
+        return self._kept(key, answer, trajectory)
+
+    async def _kept(self, key: str, opinion: Awaitable[Opinion], trajectory: Trajectory) -> Score | None:
+        score = await awaited(opinion, trajectory, (self.name, self.version))
+        if isinstance(score, VerifierError):
+            raise score from score.__cause__
         self._keep(key, score)
         return score
 
@@ -148,11 +169,17 @@ class JournaledVerifier:
         self.journal.put(key, "verify", "null" if score is None else _text(_score_to_json(score), ()))
 
 
+_GOES_ON = "FalseFalseNoneNone"
+
+
 def question(trajectory: Trajectory) -> tuple[str, str]:
     """What makes two questions to one verifier the same: equal messages and an equal ending."""
     ending = trajectory.steps[-1] if trajectory.steps else None
-    flags = "" if ending is None else f"{ending.terminated}{ending.truncated}{ending.error}{ending.reward}"
-    return trajectory.key, flags
+    if ending is None:
+        return trajectory.key, ""
+    if ending.reward is None and not ending.finished:
+        return trajectory.key, _GOES_ON
+    return trajectory.key, f"{ending.terminated}{ending.truncated}{ending.error}{ending.reward}"
 
 
 async def ask(verifier: Verifier, trajectory: Trajectory, identity: tuple[str, str] | None = None) -> Score | None:
@@ -221,16 +248,16 @@ async def _one_by_one(
 
     async def work() -> None:
         for i in todo:
-            answer = _called(verifier, trajectories[i], identity)
-            answers[i] = await _awaited(answer, trajectories[i], identity) if isinstance(answer, Awaitable) else answer
+            answer = begin(verifier, trajectories[i], identity)
+            answers[i] = await awaited(answer, trajectories[i], identity) if isinstance(answer, Awaitable) else answer
 
     for i in todo:
-        answer = _called(verifier, trajectories[i], identity)
+        answer = begin(verifier, trajectories[i], identity)
         if isinstance(answer, Awaitable):
             others = min(calls_at_once.get(), len(trajectories) - i) - 1
             tasks = [asyncio.create_task(work()) for _ in range(others)]
             try:
-                answers[i] = await _awaited(answer, trajectories[i], identity)
+                answers[i] = await awaited(answer, trajectories[i], identity)
                 await work()
                 await asyncio.gather(*tasks)
             finally:
@@ -241,17 +268,19 @@ async def _one_by_one(
     return answers
 
 
-def _called(verifier: Verifier, trajectory: Trajectory, identity: tuple[str, str]) -> Score | VerifierError | Awaitable[Opinion] | None:
+def begin(verifier: Verifier, trajectory: Trajectory, identity: tuple[str, str]) -> Score | VerifierError | Awaitable[Opinion] | None:
+    """`ask` without waiting: the answer or the error of a verifier that answers at once, else what is to be given to `awaited`."""
     try:
-        opinion = verifier(trajectory)
+        opinion = verifier.answer(trajectory) if isinstance(verifier, JournaledVerifier) else verifier(trajectory)
     except Exception as error:  # noqa: BLE001  a failed question is data
         return _failed(identity[0], trajectory, error)
-    if not isinstance(opinion, _OPINIONS) and inspect.isawaitable(opinion):
+    if type(opinion) is not float and not isinstance(opinion, _OPINIONS) and inspect.isawaitable(opinion):
         return opinion
     return _read(opinion, trajectory, identity)
 
 
-async def _awaited(opinion: Awaitable[Opinion], trajectory: Trajectory, identity: tuple[str, str]) -> Score | VerifierError | None:
+async def awaited(opinion: Awaitable[Opinion], trajectory: Trajectory, identity: tuple[str, str]) -> Score | VerifierError | None:
+    """The answer to a question that was begun; an error of the verifier's is data."""
     try:
         return _read(await opinion, trajectory, identity)
     except Exception as error:  # noqa: BLE001  a failed question is data
@@ -334,8 +363,12 @@ def _graded(step: Step) -> Step:
 
 
 def _checked(answer: Any) -> Sequence[Proposal]:
-    if isinstance(answer, Sequence) and all(isinstance(item, Proposal) for item in answer):
-        return answer
+    if isinstance(answer, (list, tuple, Sequence)):
+        for item in answer:
+            if not isinstance(item, Proposal):
+                break
+        else:
+            return answer
     raise PolicyError(f"got {type(answer).__name__} {answer!r:.120} from the policy", "a sequence of Proposal")
 
 
@@ -374,6 +407,7 @@ def _proposal_to_json(proposal: Proposal) -> dict[str, Any]:
         },
         "model": proposal.model,
         "finish_reason": proposal.finish_reason,
+        **({} if proposal.token_ids is None else {"token_ids": proposal.token_ids}),
     }
 
 
@@ -382,4 +416,6 @@ def _numbers(proposals: Sequence[Proposal]) -> list[float | None]:
 
 
 def _proposal(fields: dict[str, Any]) -> Proposal:
-    return Proposal(**{**fields, "action": Message(fields["action"]), "usage": Usage(**fields["usage"])})
+    ids = fields.get("token_ids")
+    read = {"action": Message(fields["action"]), "usage": Usage(**fields["usage"]), "token_ids": None if ids is None else tuple(ids)}
+    return Proposal(**{**fields, **read})

@@ -1,4 +1,4 @@
-"""Which search an environment allows: one that goes back where states can be restored, else one that only goes forward.
+"""Which search the verifier and the environment allow: one that goes back where states can be restored, else one that only goes forward.
 
 A search that was not named is replaced by what works; one that was named is refused, with the reason and what would work.
 """
@@ -6,17 +6,17 @@ A search that was not named is replaced by what works; one that was named is ref
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from counterplay.core.canonical import content_key, dumps, loads
-from counterplay.core.errors import UserError
+from counterplay.core.errors import CounterplayError, UserError, VerifierError
 from counterplay.core.journal import Journal, ask, step_from_json, step_to_json
 from counterplay.core.nouns import Message, State, Step, Trajectory
 from counterplay.core.protocols import Environment, Verifier, fingerprint_of
-from counterplay.plan import Plan
+from counterplay.plan import Plan, check_stop, knows
 from counterplay.replay.acting import settled
 from counterplay.replay.capabilities import Capabilities
 from counterplay.search.best_of_n import best_of_n
@@ -52,13 +52,14 @@ def choose(
 ) -> Choice:
     """The search to run in an environment of these capabilities. `asked` None means that none was named, `fork` None that no step was.
 
-    Where nothing can be restored this is `lookahead` if the verifier has opinions on prefixes (`process`), else `independent`,
-    from the start. Options that the replacement does not know are left out. Raises UserError where the search that was asked
-    for, or the step to fork at, can't be had.
+    Where every logged state can be reached this is `repair` if the verifier has opinions on prefixes (`process`), else `fork_best_of_n`,
+    or whichever of the two knows the `options`. Where nothing can be restored it is `lookahead` or `independent` alike, from the start;
+    options that the replacement does not know are left out. Raises UserError where the search that was asked for, or the step to
+    fork at, can't be had.
     """
     given = dict(options or {})
     if found.forks and found.reenacts:
-        return Choice(asked or DEFAULT, given)
+        return Choice(asked, given) if asked is not None else _default(given, process=process)
     instead = "best_of_n" if found.forks else "lookahead" if process else "independent"
     problem = _problem(found, asked, fork, given)
     if problem:
@@ -69,6 +70,15 @@ def choose(
     return Choice(
         instead, {name: value for name, value in given.items() if name in known}, "start", f"{instead} from the start: {found.why}"
     )
+
+
+def _default(options: Mapping[str, Any], *, process: bool) -> Choice:
+    """What is run where everything can be reached and nothing was asked for. `repair` needs opinions on prefixes, to see a first error."""
+    if not knows("repair", options):
+        return Choice(DEFAULT, options)
+    if process:
+        return Choice("repair", options, why="repair: the verifier has opinions on unfinished runs")
+    return Choice(DEFAULT if knows(DEFAULT, options) else "repair", options)
 
 
 def _problem(found: Capabilities, asked: str | None, fork: str | None, options: Mapping[str, Any]) -> str:
@@ -90,26 +100,50 @@ def fit(plan: Plan, found: Capabilities, *, named: bool, forked: bool, process: 
     """
     fork = plan.fork if forked else None
     chosen = choose(found, plan.algorithm if named else None, plan.options, fork=fork, process=process)
+    check_stop(chosen.algorithm, plan.stop_when)
     return replace(plan, algorithm=chosen.algorithm, options=chosen.options, fork=chosen.fork or plan.fork), chosen.why
 
 
 async def weighs_prefixes(verifier: Verifier, trajectory: Trajectory) -> bool:
-    """Whether the verifier has an opinion on the middle of this trajectory: then it can weigh actions before they are executed."""
+    """Whether the verifier has an opinion on the middle of this trajectory: then it can weigh actions before they are executed.
+
+    One that fails there has none, for it may have been written for what has ended.
+    """
     middle = trajectory.prefix(max(1, len(trajectory) // 2)) if len(trajectory) > 1 else trajectory.prefix(0)
-    return await ask(verifier, middle) is not None
+    try:
+        return await ask(verifier, middle) is not None
+    except VerifierError:
+        return False
+
+
+@contextmanager
+def theirs(part: str) -> Iterator[None]:
+    """The error boundary round what a user wrote, where no search is asking: what it raises is a UserError that names the `part`."""
+    try:
+        yield
+    except CounterplayError:
+        raise
+    except Exception as error:
+        do = "Try it alone: counterplay replay --environment ENVIRONMENT --store STORE"
+        raise UserError(f"{part} raised {type(error).__name__}: {error}", "one that works", do) from error
 
 
 @asynccontextmanager
-async def opened(environment: Environment) -> AsyncIterator[Environment]:
-    """The environment, looked at beforehand where it offers that, and let go of at the end, whichever way it has of closing."""
+async def opened(environment: Environment, name: str = "the environment") -> AsyncIterator[Environment]:
+    """The environment, looked at beforehand where it offers that, and let go of at the end, whichever way it has of closing.
+
+    Raises UserError, which tells it by its `name`, where its own code raises.
+    """
     try:
-        if hasattr(environment, "open"):
-            await settled(environment.open())
+        with theirs(name):
+            if hasattr(environment, "open"):
+                await settled(environment.open())
         yield environment
     finally:
-        close = getattr(environment, "aclose", None) or getattr(environment, "close", None)
-        if close is not None:
-            await settled(close())
+        with theirs(f"{name}, while it was closed,"):
+            close = getattr(environment, "aclose", None) or getattr(environment, "close", None)
+            if close is not None:
+                await settled(close())
 
 
 class JournaledLines:

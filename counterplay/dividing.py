@@ -1,12 +1,17 @@
-"""One budget over many traces: who gets how much of it, and who gets nothing and why."""
+"""One budget over many traces: who gets how much of it, and who gets nothing and why.
+
+A job divides its budget once. What it gave out is kept in the store, so that a job that was killed finds the shares that it had, whatever
+was logged since, and with them the trees that it finished: a share is part of a search's identity.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from counterplay.core.budget import KINDS, Amounts, Budget
+from counterplay.core.canonical import content_key, dumps, loads
 from counterplay.core.nouns import Outcome, Source, Trace, Trajectory
 from counterplay.plan import COUNTED, Plan
 from counterplay.search.sharing import Estimate, Share, estimates_of, split_budget
@@ -16,6 +21,9 @@ if TYPE_CHECKING:
 
 _LINES = 8
 _LATER = "the budget was spent on the traces before it"
+_UNDIVIDED = "it came in after this job had divided its budget; run the same command again once the job has ended"
+_SCOPE = "search/shares"
+_NEW: Mapping[str, Any] = {"shares": {}, "passed": {}, "ended": True, "number": 0}
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,66 @@ class Division:
     skipped: Mapping[str, str] = field(default_factory=dict)
 
 
+class Shares:
+    """The shares of one job: of everything that is one command but for its traces. `key` identifies it.
+
+    A trace that was given a share keeps it. Others wait for a job under way to end; then they get a whole budget of their own, for which
+    those that got nothing before compete again. What a job reads of other logged runs stays as it first found it, too. `end` says that the
+    job has come to its end.
+    """
+
+    def __init__(self, store: Store, plan: Plan, key: str) -> None:
+        self.store, self.plan, self.key = store, plan, key
+        self.journal = store.journal(_SCOPE)
+        known = self.journal.get(key)
+        self.kept: dict[str, Any] = dict(_NEW) if known is None else loads(known)
+
+    def of(self, traces: Sequence[Trace]) -> Division:
+        """The division over these traces, made now where one of them was not asked about before."""
+        whole, shares = Budget.parse(self.plan.budget), self.kept["shares"]
+        divided, new = _divisible(whole), [trace for trace in traces if trace.id not in shares]
+        if self.kept["ended"]:
+            if divided and any(trace.id not in self.kept["passed"] for trace in new):
+                made = divide(self.store, new, self.plan)
+                self.kept["shares"] = shares = {**shares, **{trace: _counted(make().limits) for trace, make in made.budgets.items()}}
+                self.kept["passed"] = dict(made.skipped)
+            self.kept["number"] += 1
+            self._keep(ended=False)
+        if not divided:
+            return divide(self.store, traces, self.plan)
+        passed = self.kept["passed"]
+        common = whole.limits.seconds
+        budgets = {t.id: self.plan.made_of(Amounts(**shares[t.id], seconds=common), whole) for t in traces if t.id in shares}
+        return Division(budgets, {t.id: passed.get(t.id, _UNDIVIDED) for t in traces if t.id not in shares})
+
+    def siblings(self, trace: Trace, found: Sequence[Trace]) -> Sequence[Trace]:
+        """Those of the other logged runs `found` that were there when this job first asked for them."""
+        key = content_key("siblings", self.key, str(self.kept["number"]), trace.task or "", trace.agent or "")
+        known = self.journal.get(key)
+        if known is None:
+            self.journal.put(key, "siblings", dumps([trace.id, *(other.id for other in found)]))
+            return found
+        first = frozenset(loads(known))
+        return tuple(other for other in found if other.id in first)
+
+    def end(self) -> None:
+        if not self.kept["ended"]:
+            self._keep(ended=True)
+
+    def _keep(self, *, ended: bool) -> None:
+        self.kept["ended"] = ended
+        self.journal.put(self.key, "shares", dumps(self.kept))
+
+
+def _divisible(whole: Budget) -> bool:
+    return any(getattr(whole.limits, kind) is not None for kind in KINDS if kind != "seconds")
+
+
+def _counted(limits: Amounts) -> dict[str, float]:
+    """The limits there are but for the time, which is common to all."""
+    return {kind: limit for kind in KINDS if kind != "seconds" and (limit := getattr(limits, kind)) is not None}
+
+
 def divide(store: Store, traces: Sequence[Trace], plan: Plan) -> Division:
     """The plan's budget over `traces`: evenly to as many as it lasts for, or by expected gain (`search/sharing.py`).
 
@@ -33,7 +101,7 @@ def divide(store: Store, traces: Sequence[Trace], plan: Plan) -> Division:
     the whole. Where the budget does not last for one line of any trace, it is divided evenly.
     """
     whole = Budget.parse(plan.budget)
-    if plan.split == "even" or not any(getattr(whole.limits, kind) is not None for kind in KINDS if kind != "seconds"):
+    if plan.split == "even" or not _divisible(whole):
         return _evenly(traces, plan)
     known = estimates(store, traces)
     ranked = sorted(traces, key=lambda trace: -known[trace.id].gain(_LINES))[: plan.affordable(len(traces))]

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 READING = frozenset({"pivot", "rare_state"})
 """The strategies that read the other logged runs of a task."""
 
+NOT_FOUND = "found no step"
+"""How the reason for a start ends where a strategy had nothing to say."""
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -92,5 +95,5 @@ async def start_at(
         await score_log(engine, path)
     forks = await choose(engine, path, cast("Strategy", where), others=[other.trajectory for other in siblings], seed=seed)
     if not forks:
-        return Start(fork(trace, 0), engine.used(), f"{where} found no step")
+        return Start(fork(trace, 0), engine.used(), f"{where} {NOT_FOUND}")
     return Start(fork(trace, forks[0].step), engine.used(), forks[0].reason)

@@ -21,7 +21,7 @@ _SHARE = 0.05  # of the time may go into writing trees that are not finished
 
 
 class Shelf:
-    """Writes the trees of many searches into one store."""
+    """Writes the trees of many searches into one store: growing ones after their first wave and every few seconds from there."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -43,11 +43,11 @@ class Shelf:
         self._written_s = time.monotonic()
 
     def watch(self, search_id: str, config: Mapping[str, Any], **provenance: Any) -> Callable[[SearchTree], None]:
-        """An `on_wave` that keeps the growing tree of one search: every few seconds, less often where that takes long.
+        """An `on_wave` that keeps the growing tree of one search: at once and every few seconds, less often where that takes long.
 
         `config` is added to the tree's; `provenance` fills trace, task and fork_step.
         """
-        last_s = time.monotonic()
+        last_s = -_EVERY_S
 
         def on_wave(tree: SearchTree) -> None:
             nonlocal last_s

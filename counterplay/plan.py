@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from counterplay.core.budget import KINDS, Amounts, Budget
 from counterplay.core.errors import UserError
 from counterplay.search.branching import Strategy
 from counterplay.search.fairness import Limiter, shared
-from counterplay.search.registry import LOGGED, SEARCHES, find, parse_options
+from counterplay.search.registry import LOGGED, SEARCHES, UNSTOPPABLE, find, meant, parse_options
+from counterplay.search.registry import options as options_of
 from counterplay.search.stopping import StopWhen
 
+if TYPE_CHECKING:
+    from counterplay.parts import Asked
+
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
+DEFAULTS = ("fork_best_of_n", "repair")
+"""What an unnamed search may be where logged states can be reached; which of them, the verifier says (`choosing.py`)."""
 _IN_FLIGHT = 64
+OTHERS = ("stitch", "auto")
+"""What `--search` may be besides the searches: logs merged, or the search chosen by what was learned (`strategies.py`)."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Plan:
-    """How to search. `fork` is `start`, a step number, or a strategy of `search/branching.py`.
+    """How to search. `algorithm` is a search or one of `OTHERS`, `fork` `start`, a step number, or a strategy of `search/branching.py`.
 
     For a search that is given a whole logged run the strategy is its `localisation`; any other goes on from the step it puts first.
     `budget` is for all traces together, `trace_budget` for each; both as text, empty is no limit. `split` says how `budget` is divided:
@@ -75,20 +83,21 @@ class Plan:
     def parse(cls, algorithm: str | None, options: Sequence[str], *, fork: str | None = None, **settings: Any) -> Plan:
         """Check names and values as a user writes them; None is what she left open.
 
-        Raises UserError on an unknown algorithm or option, or a value of another type.
+        Options of an algorithm that was not named are those of the first of `DEFAULTS` that knows them all. Raises UserError on an unknown
+        algorithm or option, or a value of another type.
         """
-        settings |= {"named": algorithm is not None, "forked": fork is not None, "fork": fork or cls.fork}
-        algorithm = algorithm or cls.algorithm
-        if algorithm != "stitch" and algorithm not in SEARCHES:
-            raise UserError(f"got search {algorithm!r}", f"one of {', '.join([*SEARCHES, 'stitch'])}")
-        malformed = next((text for text in options if "=" not in text), None)
-        if malformed is not None:
-            raise UserError(f"got option {malformed!r}", "key=value")
-        given = {key.strip(): value for key, value in (text.split("=", 1) for text in options)}
+        given = _pairs(options)
         if algorithm == "stitch":
-            if given:
-                raise UserError(f"got option {next(iter(given))!r}", "none: stitch has no options")
+            _refuse_for_stitch({**{f"--option {name}": True for name in given}, "--fork": fork, **_flags(settings)})
+        settings |= {"named": algorithm is not None, "forked": fork is not None, "fork": fork or cls.fork}
+        algorithm = algorithm or next((name for name in DEFAULTS if knows(name, given)), cls.algorithm)
+        if algorithm == "auto" and given:
+            raise UserError(f"got --option {', '.join(given)} for auto", "none: it fits the options to the budget", "Or name a --search.")
+        if algorithm in OTHERS:
             return cls(algorithm, **settings)
+        if algorithm not in SEARCHES:
+            known = [*SEARCHES, *OTHERS]
+            raise UserError(f"got search {algorithm!r}", f"one of {', '.join(known)}", meant(algorithm, known))
         twice = next((name for name in ("pivots", "localisation") if name in given and fork is not None and algorithm in LOGGED), None)
         if twice is not None:
             raise UserError(f"got --fork {fork} beside --option {twice}={given[twice]}", "one of them")
@@ -100,6 +109,8 @@ class Plan:
         if self.split not in ("gain", "even"):
             raise UserError(f"got --split {self.split}", "gain or even")
         self.condition  # noqa: B018  an unreadable one is refused now
+        if self.named:
+            check_stop(self.algorithm, self.stop_when)
         if self.algorithm != "stitch":
             _check_fork(self.algorithm, self.fork)
 
@@ -159,13 +170,65 @@ def _given(limits: Amounts) -> dict[str, float]:
     return {kind: limit for kind in KINDS if (limit := getattr(limits, kind)) is not None}
 
 
+def _pairs(options: Sequence[str]) -> dict[str, str]:
+    """`key=value` texts by key. Raises UserError where one is something else."""
+    malformed = next((text for text in options if "=" not in text), None)
+    if malformed is not None:
+        raise UserError(f"got option {malformed!r}", "key=value")
+    return {key.strip(): value for key, value in (text.split("=", 1) for text in options)}
+
+
+def knows(algorithm: str, given: Iterable[str]) -> bool:
+    """Whether a search has all of these options."""
+    known = options_of(find(algorithm))
+    return all(name in known for name in given)
+
+
+def check_stop(algorithm: str, stop_when: str) -> None:
+    """Raises UserError where a condition is given to a search that it can never end."""
+    if stop_when and algorithm in UNSTOPPABLE:
+        got = f"got --stop-when {stop_when} for {algorithm}, which scores nothing before all its lines have ended"
+        stopped = ", ".join(name for name in SEARCHES if name not in UNSTOPPABLE)
+        raise UserError(got, f"a search that can stop: {stopped}", "Name one with --search, or leave --stop-when out.")
+
+
+_PLAN_FLAGS = {"budget": "--budget", "trace_budget": "--trace-budget", "stop_when": "--stop-when"}
+
+
+def _flags(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {flag: settings.get(name) for name, flag in _PLAN_FLAGS.items()}
+
+
+def _refuse_for_stitch(given: Mapping[str, Any]) -> None:
+    """Raises UserError where anything is given to a search that plays nothing."""
+    flags = [flag for flag, value in given.items() if value]
+    if flags:
+        got = f"got {', '.join(flags)} for stitch, which merges logged runs: it plays and asks nothing, and stops nowhere"
+        raise UserError(got, "none of them", "Leave them out, or name another --search.")
+
+
+def check_stitch(asked: Asked, plan: Plan) -> None:
+    """Raises UserError where parts or a plan of play are given to `stitch`."""
+    parts = {
+        "--policy": asked.policy,
+        "--environment": asked.environment != "recorded",
+        "--verifier": asked.verifiers,
+        "--max-steps": asked.max_steps is not None,
+        "--simulate": asked.simulator,
+        "--option": plan.options,
+        "--fork": plan.fork != Plan.fork,
+    }
+    _refuse_for_stitch({**parts, **_flags(vars(plan))})
+
+
 def _check_fork(algorithm: str, fork: str) -> None:
     """Raises UserError where a search can't begin there."""
     named = fork in STRATEGIES
     if algorithm in LOGGED and not named:
         do = "Choose the steps with --option, e.g. pivots=3,7 for fork_best_of_n."
+        do = meant(fork, STRATEGIES) or do
         raise UserError(f"got --fork {fork} for {algorithm}, which forks a whole run itself", f"one of {_STRATEGIES}", do)
-    if algorithm not in LOGGED and fork == "every":
+    if algorithm not in LOGGED and algorithm != "auto" and fork == "every":
         raise UserError(f"got --fork every for {algorithm}, which goes on from one state", "start, a step number or another strategy")
     if not named and fork != "start" and not fork.removeprefix("-").isdecimal():
-        raise UserError(f"got --fork {fork!r}", f"start, a step number, or one of {_STRATEGIES}")
+        raise UserError(f"got --fork {fork!r}", f"start, a step number, or one of {_STRATEGIES}", meant(fork, ("start", *STRATEGIES)))

@@ -7,31 +7,34 @@ again; one that was cut off is, and finds its own calls answered in the journal.
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from counterplay.branch_usage import TalliedPolicy, usage_config
-from counterplay.choosing import JournaledLines, fit, opened, weighs_prefixes
+from counterplay.choosing import JournaledLines, fit, opened, theirs, weighs_prefixes
 from counterplay.core.canonical import canonical, content_key
 from counterplay.core.errors import CounterplayError, StoreError, UserError
 from counterplay.core.journal import Journal, JournaledEnvironment, JournaledPolicy, JournaledVerifier
 from counterplay.core.nouns import Trace
 from counterplay.core.protocols import fingerprint_of
 from counterplay.core.records import SearchRecord
-from counterplay.dividing import divide
-from counterplay.forking import READING, Parts, Start, identity_of, siblings_of, start_at, whole
+from counterplay.dividing import Shares
+from counterplay.forking import NOT_FOUND, READING, Parts, Start, identity_of, siblings_of, start_at, whole
 from counterplay.growing import Shelf
 from counterplay.parts import closing
-from counterplay.plan import Plan
+from counterplay.plan import Plan, check_stitch
 from counterplay.replay.capabilities import Capabilities, capabilities
 from counterplay.replay.live import LiveEnvironment
 from counterplay.search.registry import LOGGED, find, options
 from counterplay.search.stitch import stitch
 from counterplay.search.stopping import stopping
 from counterplay.search.tree import SearchTree
+from counterplay.strategies import Auto, arms, lines_of, rounds, sized
 from counterplay.version import __version__
 
 if TYPE_CHECKING:
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from counterplay.parts import Asked
 
 _CLOCK = "seconds"
+_YOUNG = 5000
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,10 @@ class Searched:
 
     `resumed` trees were complete in the store already. `improved` trees have a finished branch that scores above the logged one.
     `used` is what the trees' budgets were charged, answers from the journal included; `live_calls` the model calls really made now.
-    `failures` counts calls that failed inside searches, by kind, with the first message of each; such searches are tried again.
-    `branch_errors` counts branches that could not go on, by their reason, the most frequent eight.
+    `failures` counts calls that failed inside searches, by kind, with the first message of each; such searches are tried again, but for
+    `closing`: environments that failed when they were let go of.
+    `branch_errors` counts branches that could not go on, by their reason, the most frequent eight. `notes` counts what was not as asked
+    for or was left to be chosen: another search, a start because a strategy found no step.
     `digest` is 32 hex digits over the trees: equal for equal trees.
     """
 
@@ -66,6 +72,7 @@ class Searched:
     stopped: Mapping[str, int]
     failures: Mapping[str, Any]
     branch_errors: Mapping[str, int]
+    notes: Mapping[str, int]
     digest: str
 
 
@@ -84,7 +91,8 @@ class Searching:
     def __init__(self, store: Store, traces: Sequence[Trace], asked: Asked, plan: Plan, on_trace: Callable[[], None]) -> None:
         check_price(asked, plan)
         self.store, self.asked, self.plan, self.on_trace = store, asked, plan, on_trace
-        division = divide(store, traces, plan)
+        self.shares = Shares(store, plan, _job(asked, plan))
+        division = self.shares.of(traces)
         self.budgets, self.skipped = division.budgets, dict(division.skipped)
         self.all, self.traces = traces, [trace for trace in traces if trace.id in division.budgets]
         self.policy, self.verifier = asked.make_policy(traces, concurrency=plan.pace.requests), asked.make_verifier()
@@ -92,21 +100,26 @@ class Searching:
         self.siblings_of = siblings_of(store)
         self.held = {row.id: row for row in store.searches()}
         self.shelf = Shelf(store)
+        self.auto = None
+        if plan.algorithm == "auto":
+            others = [asked.policy, asked.environment, *asked.verifiers]
+            self.auto = Auto(store, self.shares.key, others, self.traces, seed=asked.seed)
         self._errors: list[CounterplayError] = []
+        self._unclosed: list[str] = []
 
     async def run(self) -> Searched:
         gate = asyncio.Semaphore(self.plan.concurrency)
-        with self.plan.pace.kept(local=self.asked.local):
-            started = [asyncio.create_task(self._gated(gate, trace)) for trace in self.traces]
+        done: list[Done] = []
         async with closing(self.policy):
             try:
-                done = [result for result in await asyncio.gather(*started) if result is not None]
+                with self.plan.pace.kept(local=self.asked.local), _collected_seldom():
+                    for traces in self._rounds():
+                        done += await self._together(gate, traces)
             finally:
-                for task in started:
-                    task.cancel()
                 self.shelf.write()
         if self._errors and not done:
             raise self._errors[0]
+        self.shares.end()
         return summary(
             [result.record for result in done],
             resumed=sum(result.held for result in done),
@@ -115,7 +128,26 @@ class Searching:
             live_calls=sum(result.live_calls for result in done),
             tally=asdict(self.policy.tally) if hasattr(self.policy, "tally") else {},
             rewards={trace.id: trace.outcome.reward for trace in self.traces},
+            unclosed=self._unclosed,
         )
+
+    def _rounds(self) -> Iterable[Sequence[Trace]]:
+        """The traces whose searches do not wait for one another: all of them, but where searches are chosen by what others came to."""
+        return rounds(self.traces) if self.auto is not None else [self.traces]
+
+    async def _together(self, gate: asyncio.Semaphore, traces: Sequence[Trace]) -> list[Done]:
+        started = [asyncio.create_task(self._gated(gate, trace)) for trace in traces]
+        try:
+            found = await asyncio.gather(*started)
+        finally:
+            for task in started:
+                task.cancel()
+        done = [result for result in found if result is not None]
+        if self.auto is not None:
+            rewards = {trace.id: trace.outcome.reward for trace in traces}
+            results = [(str(one.record.trace), one.record) for one in done]
+            self.auto.learn({name: (_improved(made, rewards[name]), made.used.model_calls or 0.0) for name, made in results})
+        return done
 
     async def _gated(self, gate: asyncio.Semaphore, trace: Trace) -> Done | None:
         """The tree of one trace; None, with the reason in `skipped`, where it could not be searched: one bad trace stops no other."""
@@ -132,26 +164,37 @@ class Searching:
             return done
 
     async def _one(self, trace: Trace) -> Done:
-        async with opened(self.environment_of(trace)) as environment:
-            return await self._searched(trace, environment)
+        name, done = f"the environment of trace {trace.id}", None
+        with theirs(name):
+            environment = self.environment_of(trace)
+        try:
+            async with opened(environment, name):
+                done = await self._searched(trace, environment)
+        except UserError as error:
+            if done is None:
+                raise
+            self._unclosed.append(str(error))  # its tree is made
+        return done
 
     async def _searched(self, trace: Trace, environment: Environment) -> Done:
         if not trace.trajectory.steps:
             raise UserError(f"trace {trace.id} has no steps", "a trace with at least one model call")
-        found, journal = capabilities(environment), self._journal(trace)
+        with theirs(f"the environment of trace {trace.id}"):
+            found, made_of = capabilities(environment), _made_of(environment)
+        with theirs("the policy, the environment or the verifier, asked for its fingerprint,"):
+            fingerprints = [fingerprint_of(part) for part in (self.policy, environment, self.verifier)]
+        journal = self._journal(trace)
         plan, why = await self._fitted(trace, found)
         asked = JournaledPolicy(self.policy, journal)
         played = (JournaledEnvironment if found.forks else JournaledLines)(environment, journal)
         parts, budget = Parts(TalliedPolicy(asked), played, JournaledVerifier(self.verifier, journal)), self.budgets[trace.id]()
-        siblings = self.siblings_of(trace) if plan.localisation in READING else ()
+        siblings = self.shares.siblings(trace, self.siblings_of(trace)) if plan.localisation in READING else ()
         start, options = await self._start(trace, plan, parts, budget, siblings), self._options(plan)
-        fingerprints = [fingerprint_of(part) for part in (self.policy, environment, self.verifier)]
         config = self._config(plan, options, budget, siblings)
         search_id = content_key("search", plan.algorithm, trace.id, start.state.key, canonical(config), *fingerprints)
         record = self._complete(search_id)
         if record is not None:
             return Done(record, asked.live_calls, held=True)
-        made_of = environment.made_of.to_record() if isinstance(environment, LiveEnvironment) else None
         told = {"chosen": why, "begun": start.why, "made_of": made_of}
         config |= dict(zip(("policy", "environment", "verifier"), fingerprints, strict=True))
         config |= {name: value for name, value in told.items() if value}
@@ -178,10 +221,25 @@ class Searching:
 
     async def _fitted(self, trace: Trace, found: Capabilities) -> tuple[Plan, str]:
         """The plan as far as the environment allows it, and why it is another than was asked for."""
-        if found.forks and found.reenacts:
+        if self.auto is not None:
+            return await self._chosen(trace, found, self.auto)
+        if found.forks and found.reenacts and self.plan.named:
             return self.plan, ""
-        process = not found.forks and await weighs_prefixes(JournaledVerifier(self.verifier, self._journal(trace)), trace.trajectory)
+        asks = found.reenacts or not found.forks
+        process = asks and await weighs_prefixes(JournaledVerifier(self.verifier, self._journal(trace)), trace.trajectory)
         return fit(self.plan, found, named=self.plan.named, forked=self.plan.forked, process=process)
+
+    async def _chosen(self, trace: Trace, found: Capabilities, auto: Auto) -> tuple[Plan, str]:
+        """The plan with the search that `--search auto` takes for this trace, and among which it chose."""
+        plan, length = self.plan, len(trace.trajectory)
+        calls = self.budgets[trace.id]().limits.model_calls
+        process = await weighs_prefixes(JournaledVerifier(self.verifier, self._journal(trace)), trace.trajectory)
+        forked, lines = plan.fork if plan.forked else None, lines_of(calls, length)
+        names = arms(found, process=process, lines=lines, forked=forked, stops=bool(plan.stop_when))
+        name = auto.choose(trace, names)
+        chosen = replace(plan, algorithm=name, options=sized(name, calls, length))
+        fitted, _ = fit(chosen, found, named=True, forked=plan.forked, process=process)
+        return fitted, f"{name}, by auto, of {', '.join(names)}"
 
     async def _start(self, trace: Trace, plan: Plan, parts: Parts, budget: Budget, siblings: Sequence[Trace]) -> Start:
         """The state to search from: the whole log for searches that fork it themselves, else the state at the fork."""
@@ -213,6 +271,32 @@ class Searching:
         return config
 
 
+@contextmanager
+def _collected_seldom() -> Iterator[None]:
+    """What is there already is not searched for garbage again, what trees grow by, which stays, less often. Afterwards all is as before."""
+    young, *older = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(young and max(young, _YOUNG), *older)
+    try:
+        yield
+    finally:
+        gc.set_threshold(young, *older)
+        gc.unfreeze()
+
+
+def _job(asked: Asked, plan: Plan) -> str:
+    """What makes two commands the same job, whatever traces they are about."""
+    how = {field.name: getattr(plan, field.name) for field in fields(plan) if field.name not in ("concurrency", "pace")}
+    parts = {field.name: getattr(asked, field.name) for field in fields(asked) if field.name not in ("base_url", "comparable")}
+    parts["allow_external"] = sorted(asked.allow_external)
+    return content_key("job", __version__, repr(sorted(how.items())), repr(sorted(parts.items())))
+
+
+def _made_of(environment: Environment) -> dict[str, Any] | None:
+    """What a live world is made of, as it is kept with a tree."""
+    return environment.made_of.to_record() if isinstance(environment, LiveEnvironment) else None
+
+
 def summary(
     records: Sequence[SearchRecord],
     *,
@@ -222,9 +306,10 @@ def summary(
     live_calls: int = 0,
     tally: Mapping[str, Any] | None = None,
     rewards: Mapping[str, float | None] | None = None,
+    unclosed: Sequence[str] = (),
 ) -> Searched:
-    """Many trees as one report. `rewards` are the logged ones by trace."""
-    failures: dict[str, dict[str, Any]] = {}
+    """Many trees as one report. `rewards` are the logged ones by trace, `unclosed` says why environments could not be closed."""
+    failures: dict[str, dict[str, Any]] = {"closing": {"count": len(unclosed), "first": unclosed[0]}} if unclosed else {}
     for record in records:
         for kind, failed in (record.config.get("failures") or {}).items():
             known = failures.setdefault(kind, {"count": 0, "first": failed["first"]})
@@ -245,8 +330,14 @@ def summary(
         stopped=dict(Counter(record.stopped for record in records)),
         failures=failures,
         branch_errors=dict(Counter(n.step.error for r in records for n in r.nodes if n.step is not None and n.step.error).most_common(8)),
+        notes=dict(Counter(note for record in records for note in _notes(record))),
         digest=content_key(*(_tree_digest(record) for record in records)),
     )
+
+
+def _notes(record: SearchRecord) -> list[str]:
+    begun = str(record.config.get("begun", ""))
+    return [note for note in (str(record.config.get("chosen", "")), begun if begun.endswith(NOT_FOUND) else "") if note]
 
 
 def _improved(record: SearchRecord, reward: float | None) -> bool:
@@ -271,6 +362,7 @@ async def search(
 ) -> Searched:
     """Search every trace and keep its tree. A trace whose tree is complete in the store is not searched again."""
     if plan.algorithm == "stitch":
+        check_stitch(asked, plan)
         return _stitched(store, traces, on_trace)
     return await Searching(store, traces, asked, plan, on_trace).run()
 

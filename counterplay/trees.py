@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from counterplay import console
 from counterplay.core.errors import UserError
+from counterplay.naming import short_ids, whole_id, whole_trace_ids
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from counterplay.core.records import SearchRecord
     from counterplay.core.store import Store
+    from counterplay.core.store.rows import SearchRow
 
 FORMATS = ("text", "dot", "json")
 _RUNNING = "not finished"
@@ -18,12 +24,7 @@ _RUNNING = "not finished"
 
 def find(store: Store, search_id: str) -> SearchRecord:
     """The search of this id, or the only one whose id begins so. Raises UserError where there is none, or several."""
-    found = [row for row in store.searches() if row.id.startswith(search_id)]
-    exact = [row for row in found if row.id == search_id]
-    if len(found) > 1 and not exact:
-        ids = ", ".join(row.id for row in found[:4])
-        raise UserError(f"got search {search_id!r}, which {len(found)} ids begin with", "one of them", f"For example: {ids}")
-    return store.search(found[0].id if len(found) == 1 else search_id)
+    return store.search(whole_id(search_id, [row.id for row in store.searches()], "search"))
 
 
 def drawn(
@@ -57,10 +58,37 @@ def drawn(
     raise UserError(f"got --format {format!r}", f"one of {', '.join(FORMATS)}")
 
 
-def listed(store: Store) -> Any:
-    """All searches of a store as a table. Raises UserError where there is none."""
-    rows = store.searches()
-    if not rows:
-        raise UserError("got a store without searches", "at least one", "Make one: counterplay search --help")
-    shown = [(row.id, row.algorithm, row.task or row.trace or "", row.nodes, row.finished, row.stopped or _RUNNING) for row in rows]
-    return console.table(f"{len(rows):,} searches", ["search", "algorithm", "task or trace", "nodes", "ends", "stopped"], shown)
+def listed(store: Store, *, trace: str = "", limit: int | None = None) -> Table:
+    """The searches of a store as a table, the latest first; None shows all. Ids are as long as it takes to tell them apart.
+
+    `trace` is an id, or how it begins: those of that trace alone. Raises UserError where there is none.
+    """
+    every = store.searches()
+    rows = of_trace(store, every, trace)
+    short = short_ids(row.id for row in every)
+    latest = rows[::-1][:limit]
+    shown = [(short[r.id], r.algorithm, r.task or r.trace or "", r.nodes, r.finished, r.stopped or _RUNNING) for r in latest]
+    title = (
+        f"{len(rows):,} searches"
+        if len(latest) == len(rows)
+        else f"the latest {len(latest):,} of {len(rows):,} searches (--all lists them)"
+    )
+    table = console.table(title, ["search", "algorithm", "task or trace", "nodes", "ends", "stopped"], shown)
+    table.columns[0].no_wrap, table.columns[0].min_width = True, max(map(len, short.values()))
+    return table
+
+
+def as_json(store: Store, *, trace: str = "", limit: int | None = None) -> str:
+    """The same as one JSON object, with whole ids."""
+    rows = of_trace(store, store.searches(), trace)
+    return json.dumps({"searches": len(rows), "latest": [asdict(row) for row in rows[::-1][:limit]]}, ensure_ascii=False)
+
+
+def of_trace(store: Store, rows: Sequence[SearchRow], trace: str) -> list[SearchRow]:
+    """The searches of one trace, all of them where none is named. Raises UserError where there is none."""
+    (whole,) = whole_trace_ids(store, [trace]) or [""] if trace else [""]
+    found = [row for row in rows if not whole or row.trace == whole]
+    if not found:
+        got = f"got no search of trace {whole}" if whole else "got a store without searches"
+        raise UserError(got, "at least one", "Make one: counterplay search --help")
+    return found

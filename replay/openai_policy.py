@@ -21,6 +21,7 @@ from counterplay.core.protocols import first_draw
 from counterplay.core.turns import turns
 from counterplay.replay.fork import request_messages, request_tools
 from counterplay.replay.openai_answers import Answer, Price, proposals_of, read_answer
+from counterplay.replay.openai_pools import Pools
 from counterplay.replay.openai_sending import Sender
 from counterplay.replay.siblings import sibling_priors
 
@@ -296,13 +297,20 @@ class OpenAIPolicy:
         """The sender of the running event loop: pooled connections do not outlive theirs."""
         loop = asyncio.get_running_loop()
         if self._sender is None or self._loop is not loop:
-            import httpx2
             import openai
 
             self._loop, self._slots = loop, asyncio.Semaphore(self.concurrency)
-            kept = max(100, self.concurrency)
-            limits = httpx2.Limits(max_connections=max(1000, self.concurrency), max_keepalive_connections=kept)
-            http = self._http_client or openai.DefaultAsyncHttpxClient(limits=limits)
-            client = openai.AsyncOpenAI(api_key=self._key, base_url=self.base_url, http_client=http)
+            http = self._http_client or _pools()
+            first = http.clients[0] if isinstance(http, Pools) else http
+            client = openai.AsyncOpenAI(api_key=self._key, base_url=self.base_url, http_client=first)
             self._sender = Sender(client, http, "chat/completions", timeout_s=self.timeout_s, retries=self.retries)
         return self._sender
+
+
+def _pools() -> Pools:
+    """The official client's connections; what is trusted is read once for all of them."""
+    import httpx2
+    import openai
+
+    tls = httpx2.create_ssl_context()
+    return Pools(lambda: openai.DefaultAsyncHttpxClient(verify=tls))

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import httpx2
     import openai
 
+    from counterplay.replay.openai_pools import Pools
+
 _FIRST_DELAY_S, _LONGEST_DELAY_S, _LONGEST_ASKED_S = 0.5, 8.0, 120.0
 
 
@@ -32,7 +34,7 @@ class Sender:
     8 s, less up to a quarter. What a server asks for holds for all requests of the limiter that the caller's search is under.
     """
 
-    def __init__(self, client: openai.AsyncOpenAI, http: httpx2.AsyncClient, path: str, *, timeout_s: float, retries: int) -> None:
+    def __init__(self, client: openai.AsyncOpenAI, http: httpx2.AsyncClient | Pools, path: str, *, timeout_s: float, retries: int) -> None:
         import httpx2
 
         self.http, self.retries = http, retries

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from counterplay.core.budget import Budget
 from counterplay.core.canonical import content_key
 from counterplay.core.errors import UserError
-from counterplay.core.nouns import State
+from counterplay.core.nouns import State, Step, Trajectory
 from counterplay.core.protocols import Environment, Policy, Verifier
 from counterplay.search.engine import Engine, OnWave
 from counterplay.search.rollout import play_out, score_lines
@@ -105,5 +106,22 @@ class Archive:
 
 def abstraction(state: State, window: int) -> str:
     """What a state is taken for: the names of the tools that the last `window` actions called."""
-    last = state.steps[-window:] if window else ()
+    return _group(state.steps[-window:] if window else ())
+
+
+def groups(trajectory: Trajectory, window: int) -> tuple[str, ...]:
+    """The abstraction of the state before every step. Those of the runs that were asked about last are kept."""
+    key = (trajectory.key, window)
+    if key not in _GROUPS:
+        while len(_GROUPS) >= _KEPT:
+            del _GROUPS[next(iter(_GROUPS))]
+        _GROUPS[key] = tuple(_group(trajectory.steps[max(0, t - window) : t]) for t in range(len(trajectory)))
+    return _GROUPS[key]
+
+
+def _group(last: Sequence[Step]) -> str:
     return content_key(*("+".join(call.name for call in step.action.tool_calls) or "say" for step in last))
+
+
+_KEPT = 1 << 14
+_GROUPS: dict[tuple[str, int], tuple[str, ...]] = {}

@@ -11,13 +11,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, TypeAlias, get_args
 
 from counterplay.core.budget import KINDS
 from counterplay.core.errors import BudgetExceeded, UserError
 from counterplay.core.nouns import Proposal, Trajectory
 from counterplay.core.tool_errors import is_error
-from counterplay.search.archive import abstraction
+from counterplay.search.archive import groups
 from counterplay.search.draws import FailedProposal
 from counterplay.search.engine import Engine
 from counterplay.search.localise import Bisection, Localisation, bisect, falls_of
@@ -102,12 +103,11 @@ def rare_state(trajectory: Trajectory, others: Sequence[Trajectory], *, window: 
 
     States are grouped by what was done last, the names of the tools of the last `window` actions; a run visits a group once.
     """
-    runs = others if any(other is trajectory or other == trajectory for other in others) else [trajectory, *others]
-    visits: Counter[str] = Counter()
-    for run in runs:
-        visits.update({abstraction(run.prefix(t), window) for t in range(len(run))})
-    groups = [abstraction(trajectory.prefix(t), window) for t in range(len(trajectory))]
-    return _ranked((t, 1 / visits[group], f"{visits[group]} of {len(runs)} runs were in such a state") for t, group in enumerate(groups))
+    known = any(other is trajectory or (other.key == trajectory.key and other == trajectory) for other in others)
+    runs = others if known else [trajectory, *others]
+    visits = Counter(chain.from_iterable(set(groups(run, window)) for run in runs))
+    weights = enumerate(groups(trajectory, window))
+    return _ranked((t, 1 / visits[group], f"{visits[group]} of {len(runs)} runs were in such a state") for t, group in weights)
 
 
 def _ranked(found: Iterable[tuple[int, float, str]]) -> list[Fork]:
@@ -121,8 +121,9 @@ async def choose(
     """The forks of one strategy, for which the engine asks what it has to know under its budget.
 
     `pivot` plays lines (`localise`), `value_drop` asks the verifier about every prefix, `entropy` samples `draws` actions before every
-    step, `rare_state` reads `others`. What they play and draw takes at most half of what is left of the budget, so that there is something
-    to branch with. Empty where nothing was found. Raises UserError on an unknown strategy.
+    step (fewer, and before steps that are spread over the run, where the budget does not last), `rare_state` reads `others`. What they play
+    and draw takes at most half of what is left of the budget, so that there is something to branch with. Empty where nothing was found.
+    Raises UserError on an unknown strategy.
     """
     trajectory = path.end.state
     if strategy == "pivot":
@@ -133,14 +134,25 @@ async def choose(
         await engine.score([node for node in path.nodes if node.score is None])
         return value_drop(trajectory, [None if node.score is None else node.score.value for node in path.nodes])
     if strategy == "entropy":
-        with _half_kept(engine):
-            answers = await engine.propose([(node, draws) for node in path.nodes[:-1]])
-        return entropy(trajectory, dict(enumerate(answers)))
+        return entropy(trajectory, await _drawn(engine, path, draws))
     if strategy == "rare_state":
         return rare_state(trajectory, others)
     if strategy not in get_args(Strategy):
         raise UserError(f"got strategy {strategy!r}", f"one of {', '.join(get_args(Strategy))}")
     return tool_error(trajectory) if strategy == "tool_error" else every(trajectory)
+
+
+async def _drawn(engine: Engine, path: LoggedPath, draws: int) -> dict[int, Sequence[Proposal]]:
+    """Draws before the steps of a run. Where the budget does not last for all of them it is spread: fewer draws a step, at least two,
+    then fewer steps, at even distances over the run, so that no part of it goes unseen.
+    """
+    with _half_kept(engine):
+        left = engine.budget.left("model_calls")
+        steps = [fork.step for fork in every(path.end.state)]
+        n = draws if left >= draws * len(steps) else min(draws, max(2, int(left) // len(steps)))
+        seen = steps[: max(1, int(left) // n)] if left < math.inf else steps
+        answers = await engine.propose([(path.nodes[step], n) for step in seen])
+    return dict(zip(seen, answers, strict=True))
 
 
 @contextmanager

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from counterplay.core.budget import Amounts, Budget, Reservation
 from counterplay.core.errors import BudgetExceeded, CounterplayError, PolicyError, StoreError, UserError, VerifierError
-from counterplay.core.journal import ask, ask_all, batch_of, verifier_identity
+from counterplay.core.journal import ask_all, awaited, batch_of, begin, verifier_identity
 from counterplay.core.nouns import Message, Proposal, Score, Step, Usage
 from counterplay.core.protocols import Environment, Policy, Verifier, calls_at_once, first_draw
 from counterplay.core.turns import propose_in_turn, turns
 from counterplay.search.draws import FailedProposal
 from counterplay.search.fairness import limiting
-from counterplay.search.stopping import NEVER, stop_when
+from counterplay.search.stopping import NEVER, Ends, stop_when
 from counterplay.search.tree import Node, SearchTree
 from counterplay.search.wave import Wave
 
@@ -65,7 +65,8 @@ class Engine:
         self._started_s = time.monotonic()
         limiter = limiting.get()
         self._lane = None if limiter is None else limiter.lane()
-        self._stop_when, self._ends, self._highest = stop_when.get(), 0, 0.0
+        self._stop_when = stop_when.get()
+        self._ends = None if self._stop_when is NEVER else Ends(by_action=self._stop_when.decided is not None)
         self._drawn: dict[str, int] = {}
         self._estimate: Callable[..., Usage] | None = _find(policy, "estimate")
         self._largest = Usage()
@@ -157,47 +158,54 @@ class Engine:
         errors: dict[int, Exception] = {}
         identity = verifier_identity(verifier)
 
+        def take(i: int, answer: Score | VerifierError | None) -> None:
+            if isinstance(answer, VerifierError):
+                errors[i] = _innermost(answer)
+            else:
+                scores[i] = answer
+
         async def call(i: int) -> None:
-            try:
-                scores[i] = await ask(verifier, nodes[i].state, identity)
-            except VerifierError as error:
-                errors[i] = _innermost(error)
+            node = nodes[first + i]
+            opinion = begin(verifier, node.state, identity) if i else answer
+            take(first + i, await awaited(opinion, node.state, identity) if isinstance(opinion, Awaitable) else opinion)
 
         if batch_of(verifier) is None:
-            await self._verifier_wave.run(call, len(nodes))
+            for first, node in enumerate(nodes):
+                answer = begin(verifier, node.state, identity)
+                if answer is None or isinstance(answer, (Score, VerifierError)):
+                    take(first, answer)
+                    continue
+                await self._verifier_wave.run(call, len(nodes) - first)
+                break
         else:
             limit = calls_at_once.set(self.concurrency)
             try:
                 answers = await ask_all(verifier, [node.state for node in nodes], identity)
             finally:
                 calls_at_once.reset(limit)
-            for i, answer in enumerate(answers):
-                if isinstance(answer, VerifierError):
-                    errors[i] = _innermost(answer)
-                else:
-                    scores[i] = answer
+            for i, each in enumerate(answers):
+                take(i, each)
         for node, score in zip(nodes, scores, strict=True):
             node.score = score
-            if score is not None and node.finished and not node.logged:
-                self._ends += 1
-                self._highest = max(self._highest, score.value)
+            if score is not None and self._ends is not None:
+                self._ends.add(node)
         self._note("verifier", errors, len(nodes), VerifierError)
 
     def admit(self, simulations: int) -> int:
         """How many of these simulations the budget allows; they count as used."""
-        reservation = self._reserve(simulations=simulations)
-        if reservation is None:
-            simulations = max(0, int(min(simulations, self.budget.left("simulations"))))
-            reservation = self._reserve(simulations=simulations)
-        if reservation is None:
-            return 0
-        self._settle(reservation, simulations=simulations)
+        budget = self.budget
+        if not budget.spend(simulations=simulations):
+            self.exhausted = f"budget: {budget.lacking(simulations=simulations) or 'seconds'}"
+            simulations = max(0, int(min(simulations, budget.left("simulations"))))
+            if not budget.spend(simulations=simulations):
+                return 0
+        self._used["simulations"] += simulations
         return simulations
 
     def running(self, tree: SearchTree) -> bool:
         """Whether a search may start another wave."""
-        if self._stop_when is not NEVER and not tree.stopped:
-            tree.stop(self._stop_when.reason(tree, self._ends, self._highest))
+        if self._ends is not None and not tree.stopped:
+            tree.stop(self._stop_when.reason(tree, self._ends))
         return not (self.exhausted or tree.stopped)
 
     def after_wave(self, tree: SearchTree) -> None:
@@ -259,7 +267,12 @@ class Engine:
         if limits.tokens is None and limits.usd is None:
             return amounts
         if self._estimate is not None:
-            usage = self._estimate(node.state, n)
+            try:
+                usage = self._estimate(node.state, n)
+            except CounterplayError:
+                raise
+            except Exception as error:
+                raise PolicyError(f"the policy's estimate failed: {_text(error)}", "a Usage") from error
             tokens, usd = float(usage.tokens), usage.cost_usd or 0.0
         else:
             tokens, usd = n * max(1.0, float(self._largest.tokens)), n * max(1e-9, self._largest.cost_usd or 0.0)

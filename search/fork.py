@@ -63,13 +63,12 @@ async def fork_best_of_n(
     path = logged_path(state, "fork_best_of_n", config)
     engine = Engine(policy, environment, verifier, budget, concurrency=concurrency, max_steps=limit, on_wave=on_wave)
     await score_log(engine, path)
-    chosen = (
-        _checked(pivots, state)
-        if pivots is not None
-        else await choose_pivots(engine, path, num_pivots, localisation, seed=seed, siblings=siblings)
-    )
+    if pivots is not None:
+        chosen, why = _checked(pivots, state), ""
+    else:
+        chosen, why = await choose_pivots(engine, path, num_pivots, localisation, seed=seed, siblings=siblings)
     await expand(engine, path, chosen, n, rollouts_per_alternative)
-    return engine.finish(path.tree, f"forked at {', '.join(map(str, chosen))}")
+    return engine.finish(path.tree, f"forked at {', '.join(map(str, chosen))}{why}")
 
 
 async def expand(engine: Engine, path: LoggedPath, pivots: Sequence[int], n: int, rollouts_per_alternative: int) -> None:
@@ -94,11 +93,12 @@ def _checked(pivots: Sequence[int], state: State) -> list[int]:
 
 async def choose_pivots(
     engine: Engine, path: LoggedPath, count: int, localisation: Strategy, *, seed: int = 0, siblings: Sequence[State] = ()
-) -> list[int]:
-    """The steps to fork at, in order."""
+) -> tuple[list[int], str]:
+    """The steps to fork at, in order, and what is to be said about them: that a strategy found none, and they are spread evenly."""
     forks = await choose(engine, path, localisation, others=siblings, seed=seed)
-    likeliest = [] if localisation == "every" else [fork.step for fork in forks[:count]]
-    return sorted(likeliest) or spread(len(path.end.state), count)
+    if forks and localisation != "every":
+        return sorted(fork.step for fork in forks[:count]), ""
+    return spread(len(path.end.state), count), "" if localisation == "every" else f", even distances: {localisation} found no step"
 
 
 def spread(length: int, count: int) -> list[int]:

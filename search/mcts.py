@@ -124,11 +124,11 @@ def puct(c_base: float, c_init: float) -> Rule:
             scales[parent_visits] = scale
         best, highest = edges[0], -1.0
         for edge in edges:
-            child = edge.child
+            child, visits = edge.child, edge.virtual
             if child is None:
-                value = scale * edge.prior / (1 + edge.virtual)
+                value = scale * edge.prior / (1 + visits)
             else:
-                visits = child.visits + edge.virtual
+                visits += child.visits
                 value = (child.value_sum / visits if visits else 0.0) + scale * edge.prior / (1 + visits)
             if value > highest:
                 best, highest = edge, value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
@@ -66,6 +66,20 @@ _OBJECTS = frozenset({"on_wave", "reflect", "siblings", "world_model"})
 LOGGED = frozenset({"fork_best_of_n", "repair"})
 """The searches whose state is a whole logged run, not a prefix to go on from."""
 
+UNSTOPPABLE = frozenset(
+    {
+        "rollout",
+        "greedy",
+        "self_consistency",
+        "best_of_n",
+        "independent",
+        "lookahead",
+        "receding_horizon",
+        "fork_best_of_n",
+    }
+)
+"""The searches that score no end before all their lines have ended, so that no condition of `stopping.py` can end them early."""
+
 
 @dataclass(frozen=True, slots=True)
 class Option:
@@ -87,7 +101,7 @@ def options(search: Callable[..., Any]) -> dict[str, Option]:
 def find(name: str) -> SearchFunction:
     """The search of this name. Raises UserError where there is none."""
     if name not in SEARCHES:
-        raise UserError(f"got search {name!r}", f"one of {', '.join(SEARCHES)}")
+        raise UserError(f"got search {name!r}", f"one of {', '.join(SEARCHES)}", meant(name, SEARCHES))
     return SEARCHES[name]
 
 
@@ -97,12 +111,20 @@ def parse_options(search: Callable[..., Any], given: Mapping[str, str]) -> dict[
     parsed = {}
     for name, text in given.items():
         if name not in known:
-            raise UserError(f"got option {name!r}", f"one of {', '.join(known)}")
+            raise UserError(f"got option {name!r}", f"one of {', '.join(known)}", meant(name, known))
         try:
             parsed[name] = _parse(known[name].hint, text.strip())
         except ValueError:
             raise UserError(f"got option {name}={text!r}", known[name].kind) from None
     return parsed
+
+
+def meant(text: str, known: Iterable[str]) -> str:
+    """`Did you mean ...?` where one of the `known` names is close to `text`; else empty."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(text.lower(), list(known), n=1)
+    return f"Did you mean {close[0]}?" if close else ""
 
 
 def _kind(hint: Any) -> str:

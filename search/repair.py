@@ -81,6 +81,8 @@ async def repair(
         blind = localisation == "value_drop" and all(node.score is None for node in path.nodes[:-1])
         if pivot is None and worth(best) < gate and blind:
             return engine.finish(path.tree, "the verifier has no opinion on unfinished runs, and repair needs one that has")
+        if pivot is None and worth(best) < gate:
+            return engine.finish(path.tree, f"{localisation} found no step to go back to")
         if pivot is None or not engine.running(path.tree):
             break
         forks = best.path()[max(0, pivot - lookback) : pivot + 1]

@@ -12,6 +12,8 @@ from counterplay.core.nouns import Trace, Usage
 
 _COUNTED = ("simulations", "model_calls", "tokens", "tool_calls")
 _LINES = 8
+_FEW = 256
+_BLOCKS = 1 << 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +24,11 @@ class Estimate:
     attempts: int = 0
 
     def left(self, lines: int) -> float:
-        """E[(1 - p)^lines]: that so many lines all fail."""
+        """E[(1 - p)^lines]: that so many lines all fail, prod_{k < lines} (b + k) / (a + b + k) = B(a, b + lines) / B(a, b)."""
         a, b = 1 + self.successes, 1 + self.attempts - self.successes
-        return math.prod((b + k) / (a + b + k) for k in range(lines))
+        if lines <= _FEW:
+            return math.prod((b + k) / (a + b + k) for k in range(lines))
+        return math.exp(math.lgamma(b + lines) - math.lgamma(a + b + lines) + math.lgamma(a + b) - math.lgamma(b))
 
     def gain(self, lines: int) -> float:
         """E[(1 - p) (1 - (1 - p)^lines)]: how often the agent fails the task, times how surely a success is found in so many lines."""
@@ -77,8 +81,14 @@ def split_budget(traces: Sequence[Trace], estimates: Mapping[str, Estimate], bud
 
 
 def _greedy(rates: Sequence[Estimate], costs: Sequence[float], left: float) -> list[int]:
-    """Lines by trace, each to where it adds most for its cost, the first of equals."""
+    """Lines by trace, each to where it adds most for its cost, the first of equals.
+
+    Where there are very many they are given in blocks, of at most 1/16 of what a trace gets on average: the work is bounded by the number
+    of traces, not by that of lines.
+    """
     lines, survival = [0] * len(rates), [rate.left(1) for rate in rates]
+    many = left * len(rates) / sum(costs) if costs else 0.0
+    block = max(1, int(many / max(_BLOCKS, 16 * len(rates))))
 
     def entry(i: int) -> tuple[float, int]:
         a, n = 1 + rates[i].successes, lines[i] + 1
@@ -89,10 +99,14 @@ def _greedy(rates: Sequence[Estimate], costs: Sequence[float], left: float) -> l
     while queue:
         _, i = heapq.heappop(queue)
         if costs[i] <= left:
-            left -= costs[i]
-            lines[i] += 1
-            failed = 1 + rates[i].attempts - rates[i].successes
-            survival[i] *= (failed + lines[i]) / (2 + rates[i].attempts + lines[i])
+            given = 1 if block == 1 else min(block, int(left / costs[i]))
+            left -= given * costs[i]
+            lines[i] += given
+            if block > 1:
+                survival[i] = rates[i].left(1 + lines[i])
+            else:
+                failed = 1 + rates[i].attempts - rates[i].successes
+                survival[i] *= (failed + lines[i]) / (2 + rates[i].attempts + lines[i])
             heapq.heappush(queue, entry(i))
     return lines
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from counterplay.core.beta import probability_better
 from counterplay.core.errors import UserError
-from counterplay.search.counts import lines, mean
-from counterplay.search.tree import SearchTree
+from counterplay.search.counts import OPINIONS, lines, mean
+from counterplay.search.tree import Node, SearchTree
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +52,13 @@ class StopWhen:
                 raise UserError(f"got stop condition {part!r}", f"{name}={wanted}") from None
         return cls(**given)
 
-    def reason(self, tree: SearchTree, ends: int, highest: float) -> str:
-        """Why to stop, empty where there is no reason. `ends` branches are finished and scored, the best of them `highest`."""
-        if self.value is not None and ends and highest >= self.value:
-            return f"a branch scored {highest:g}"
-        if self.finished is not None and ends >= self.finished:
-            return f"{ends} branches finished"
-        sure = 0.0 if self.decided is None else certainty(tree)
+    def reason(self, tree: SearchTree, ends: Ends) -> str:
+        """Why to stop, empty where there is no reason."""
+        if self.value is not None and ends.count and ends.highest >= self.value:
+            return f"a branch scored {ends.highest:g}"
+        if self.finished is not None and ends.count >= self.finished:
+            return f"{ends.count} branches finished"
+        sure = 0.0 if self.decided is None else certainty(tree, ends)
         if self.decided is not None and sure >= self.decided:
             return f"the best action is {sure:.3f} certain"
         return ""
@@ -67,17 +67,59 @@ class StopWhen:
 NEVER = StopWhen()
 
 
-def certainty(tree: SearchTree) -> float:
+@dataclass(slots=True)
+class Ends:
+    """The scored ends of a growing tree, counted as they come in, so that no wave walks the tree.
+
+    `count` of those that are not logged, the `highest` score among them, and for each action at the root N and W of the ends below it
+    (logged ones included), where `by_action` says that they are wanted. Searches score an end once.
+    """
+
+    by_action: bool = True
+    count: int = 0
+    highest: float = 0.0
+    played: dict[int, tuple[int, float]] = field(default_factory=dict)
+
+    def add(self, node: Node) -> None:
+        """Take in a node that was just scored; those that are no ends do not count."""
+        if node.score is None or not node.finished:
+            return
+        value = node.score.value
+        if not node.logged:
+            self.count += 1
+            self.highest = max(self.highest, value)
+        if self.by_action and node.depth:
+            action = _action(node)
+            visits, won = self.played.get(action, (0, 0.0))
+            self.played[action] = (visits + 1, won + value)
+
+
+def _action(node: Node) -> int:
+    """The index of the action at the root that led to this node."""
+    while node.depth > 1 and node.parent is not None:
+        node = node.parent
+    return node.index
+
+
+def certainty(tree: SearchTree, ends: Ends | None = None) -> float:
     """P(Q_best > Q_second) over the actions at the root through which lines were played; 0 where they are fewer than two.
 
-    The best are those with the highest mean of Beta(1 + W, 1 + N - W).
+    The best are those with the highest mean of Beta(1 + W, 1 + N - W). N and W are `counts.lines`; `ends` has them counted up where those
+    of the nodes themselves are opinions, None counts them in the tree.
     """
-    known = lines(tree)
-    played = [known[node.index] for node in tree.root.children if known[node.index][0]]
+    if ends is None or tree.algorithm not in OPINIONS:
+        known: Mapping[int, tuple[int, float]] = lines(tree) if ends is None else _own(tree.root.children)
+    else:
+        known = ends.played
+    played = [known[node.index] for node in tree.root.children if known.get(node.index, (0, 0.0))[0]]
     if len(played) < 2:
         return 0.0
     (best, won), (second, second_won) = sorted(played, key=lambda counted: -mean(*counted))[:2]
     return probability_better(won, best, second_won, second)
+
+
+def _own(nodes: Sequence[Node]) -> dict[int, tuple[int, float]]:
+    return {node.index: (node.visits, node.value_sum) for node in nodes}
 
 
 stop_when: ContextVar[StopWhen] = ContextVar("stop_when", default=NEVER)

@@ -52,7 +52,7 @@ MaxTokens = Annotated[int | None, typer.Option("--max-tokens", help="Tokens an a
 Seed = Annotated[int, typer.Option("--seed", help="Seed of sampling and search.")]
 Price = Annotated[str | None, typer.Option("--price", help="US dollars per million input and output tokens, e.g. 0.15,0.60.")]
 ExtraBody = Annotated[str | None, typer.Option("--extra-body", help="A JSON object that is added to every request to a server.")]
-TraceIds = Annotated[list[str] | None, typer.Option("--trace", help="A trace id; repeatable.")]
+TraceIds = Annotated[list[str] | None, typer.Option("--trace", help="A trace id, or how it begins; repeatable.")]
 Agent = Annotated[str | None, typer.Option("--agent", help="Only traces of this agent.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many traces.")]
 MaxSteps = Annotated[int | None, typer.Option("--max-steps", help="Model calls a branch may have; without it, the search's own limit.")]

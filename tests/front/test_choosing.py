@@ -33,6 +33,9 @@ def _fresh_counts() -> None:
 def test_where_states_can_be_restored_nothing_is_changed(restorable):
     found = Capabilities(restorable, "")
     assert choose(found).algorithm == "fork_best_of_n"
+    assert choose(found, process=True).algorithm == "repair"
+    assert choose(found, options={"pivots": [3]}, process=True).algorithm == "fork_best_of_n"
+    assert choose(found, options={"gate": 0.9}).algorithm == "repair"
     for name in ("mcts", "beam", "fork_best_of_n", "lookahead"):
         chosen = choose(found, name, {"seed": 3}, fork="4")
         assert (chosen.algorithm, chosen.options, chosen.fork, chosen.why) == (name, {"seed": 3}, None, "")

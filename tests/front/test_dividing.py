@@ -22,6 +22,7 @@ from tests.front.moves import Mover, World, logged, sound
 
 PARTS = SimpleNamespace(policy=None, World=World, sound=sound)
 GOOD = "bbbbbb"
+NUMBERS = itertools.count()
 
 
 @pytest.fixture
@@ -182,7 +183,7 @@ def test_no_budget_is_ever_exceeded_in_all(shared_store, found, limits, how, pac
     budget = ",".join(f"{kind}={amount}" for kind, amount in limits.items())
     options = {"num_simulations": 8} if algorithm == "mcts" else {}
     plan = Plan(algorithm, options, fork, budget, split=split, pace=pace)
-    asked = Asked("front_parts:policy", "front_parts:World", ("outcome",), max_steps=12)
+    asked = Asked("front_parts:policy", "front_parts:World", ("outcome",), max_steps=12, seed=next(NUMBERS))  # each a job of its own
     traces = logs(found)
     shared_store.ingest(traces)
     try:
@@ -193,3 +194,98 @@ def test_no_budget_is_ever_exceeded_in_all(shared_store, found, limits, how, pac
         assert report.used.get(kind, 0) <= limit
     if "model_calls" in limits:
         assert sum(PARTS.policy.draws.values()) <= limits["model_calls"]
+
+
+class Dying(Mover):
+    """Gives `left` answers and no more."""
+
+    def __init__(self, left=10**9):
+        super().__init__()
+        self.left = left
+
+    async def propose(self, state, n):
+        self.left -= 1
+        if self.left < 0:
+            raise asyncio.CancelledError
+        return await super().propose(state, n)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    monkeypatch.setitem(sys.modules, "front_parts", PARTS)
+    return Asked("front_parts:policy", "front_parts:World", ("outcome",))
+
+
+async def played(store, asked, traces, plan, left=10**9):
+    PARTS.policy = Dying(left)
+    report = await search(store, traces, asked, plan)
+    return report, {record.trace: record for record in map(store.search, report.searches)}
+
+
+@pytest.mark.parametrize("split", ["gain", "even"])
+async def test_a_killed_job_finds_its_shares_and_its_trees_whatever_was_logged_since(asked, split):
+    plan = Plan("best_of_n", {"n": 4}, fork="start", budget="model_calls=120", split=split, concurrency=1)
+    traces = [logged(f"t{i}") for i in range(5)]
+    with Store.open(":memory:") as whole:
+        whole.ingest(traces)
+        wanted, trees = await played(whole, asked, traces, plan)
+    with Store.open(":memory:") as store:
+        store.ingest(traces)
+        with pytest.raises(asyncio.CancelledError):
+            await played(store, asked, traces, plan, left=70)
+        finished = [row.id for row in store.searches() if row.stopped]
+        assert 2 <= len(finished) <= 4
+        news = [logged("t0", GOOD, name=f"won{i}") for i in range(9)] + [logged(f"new{i}") for i in range(5)]
+        store.ingest(news)
+        later = [*traces, *news[9:]]
+        report, _ = await played(store, asked, later, plan)
+        assert (report.searches, report.digest, report.resumed) == (wanted.searches, wanted.digest, len(finished))
+        assert set(report.skipped) == {f"new{i}-bbaaaa" for i in range(5)}
+        assert "run the same command again" in report.skipped["new0-bbaaaa"]
+        assert report.used["model_calls"] <= 120
+
+        more, now = await played(store, asked, later, plan)
+        assert (more.resumed, more.skipped) == (5, {})
+        assert {trace: record.id for trace, record in now.items() if trace in trees} == {t: record.id for t, record in trees.items()}
+        assert 0 < more.live_calls <= 120, "the new ones share a whole budget of their own"
+        again, _ = await played(store, asked, later, plan)
+        assert (again.resumed, again.live_calls, again.digest) == (10, 0, more.digest)
+
+
+async def test_those_that_got_nothing_compete_again_and_only_with_new_ones(asked):
+    plan = Plan("best_of_n", {"n": 2}, fork="start", budget="model_calls=12")
+    with Store.open(":memory:") as store:
+        store.ingest([trace for task, won in (("a", 2), ("b", 2), ("c", 0)) for trace in history(task, won, 2)])
+        traces = [store.trace(f"{task}/0") for task in "abc"]
+        first, _ = await played(store, asked, traces, plan)
+        assert set(first.skipped) == {"c/0"}
+        same, _ = await played(store, asked, traces, plan)
+        assert (same.skipped, same.live_calls) == (first.skipped, 0)
+        store.ingest([logged("d")])
+        traces.append(store.trace("d-bbaaaa"))
+        _, trees = await played(store, asked, traces, plan)
+        assert set(trees) == {"a/0", "b/0", "c/0", "d-bbaaaa"}
+        other, _ = await played(store, asked, traces, replace(plan, budget="model_calls=24"))
+        assert other.skipped == {}, "another budget is another job"
+        assert sum(store.search(search_id).config["budget"]["model_calls"] for search_id in other.searches) <= 24
+
+
+@pytest.mark.parametrize("fork", ["rare_state", "pivot"])
+async def test_a_killed_job_reads_the_other_runs_as_it_first_found_them(asked, fork):
+    plan = Plan("fork_best_of_n", {"n": 2, "num_pivots": 1}, fork=fork, trace_budget="model_calls=60", concurrency=1)
+    traces = [logged("t", name=f"t{i}") for i in range(4)]
+    with Store.open(":memory:") as whole:
+        whole.ingest(traces)
+        await played(whole, asked, traces, plan)
+        needed = 10**9 - PARTS.policy.left
+    with Store.open(":memory:") as store:
+        store.ingest(traces)
+        with pytest.raises(asyncio.CancelledError):
+            await played(store, asked, traces, plan, left=needed * 2 // 3)
+        finished = {row.id for row in store.searches() if row.stopped}
+        store.ingest([logged("t", GOOD, name=f"won{i}") for i in range(5)])
+        report, _ = await played(store, asked, traces, plan)
+        assert report.resumed == len(finished) >= 1
+        assert finished <= set(report.searches)
+        later, _ = await played(store, asked, traces, plan)
+        assert not set(later.searches) & set(report.searches), "the next job reads what there is by then"

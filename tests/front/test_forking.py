@@ -86,6 +86,18 @@ async def test_a_strategy_without_an_opinion_begins_at_the_start():
         assert found.why.startswith(said)
 
 
+async def test_a_strategy_that_found_nothing_is_in_the_report(store, asked):
+    quiet = logged("t", "aaaaaa")
+    begun = await run(store, asked, [quiet], Plan("best_of_n", {"n": 2}, fork="tool_error"))
+    assert begun.notes == {"tool_error found no step": 1}
+    forked = await run(store, asked, [quiet], Plan("fork_best_of_n", {"num_pivots": 2}, fork="tool_error"))
+    assert forked.stopped == {"forked at 0, 3, even distances: tool_error found no step": 1}
+    repaired = await run(store, asked, [quiet], Plan("repair", {}, fork="tool_error"))
+    assert repaired.stopped == {"tool_error found no step to go back to": 1}
+    failing = await run(store, asked, [logged("u", "bxaaaa")], Plan("best_of_n", {"n": 2}, fork="tool_error"))
+    assert failing.notes == {}
+
+
 @pytest.mark.parametrize("calls", [7, 60])
 async def test_finding_the_step_leaves_half_of_the_budget_to_the_search(calls):
     for strategy in ("pivot", "entropy"):

@@ -16,6 +16,7 @@ from counterplay.loop import localise
 from counterplay.parts import Asked
 from counterplay.plan import Pace, Plan
 from counterplay.search.fairness import Limiter, limiting
+from counterplay.search.registry import UNSTOPPABLE
 from counterplay.search.stopping import StopWhen
 from counterplay.searching import Searching, search
 from tests.front import moves
@@ -202,11 +203,25 @@ async def test_what_is_played_to_find_a_step_stops_no_search(folder, store):
 
     parts.policy = Mover(0.9)
     asked, traces = Asked("moves:policy", "moves:World", ("outcome",)), list(store.load())[:1]
-    plan = Plan("best_of_n", {"n": 2}, fork="pivot", stop_when="value=1")
+    plan = Plan("mcts", {"num_simulations": 4, "wave_size": 2}, fork="pivot", stop_when="finished=9")
     report = await search(store, traces, asked, plan)
-    assert not any(reason.startswith("a branch") for reason in report.stopped)
+    assert report.stopped == {"4 simulations": 1}, "nine and more lines ended before it began"
     assert report.used["model_calls"] > 100
     assert store.search(report.searches[0]).fork_step == 2
+
+
+async def test_a_condition_that_can_t_end_a_search_is_refused(folder, store):
+    for name in UNSTOPPABLE:
+        with pytest.raises(UserError, match=f"got --stop-when value=1 for {name}, which scores nothing before .*; wanted .*mcts"):
+            Plan(name, stop_when="value=1")
+    import moves as parts
+
+    parts.policy, traces = Mover(0.8), list(store.load())[:1]
+    chosen = Plan.parse(None, [], stop_when="value=1")
+    with pytest.raises(UserError, match="for fork_best_of_n"):
+        await search(store, traces, Asked("moves:policy", "moves:World", ("outcome",)), chosen)
+    report = await search(store, traces, Asked("moves:policy", "moves:World", ("outcome", "moves:sound")), chosen)
+    assert store.search(report.searches[0]).algorithm == "repair"
 
 
 def test_the_command_line_takes_the_words_of_the_docs(folder):

@@ -1,5 +1,6 @@
 """What a review of the front door found once: budgets, identities, failures and missing opinions over many traces."""
 
+import gc
 import time
 from types import SimpleNamespace
 
@@ -177,9 +178,9 @@ async def test_a_branch_whose_verifier_failed_is_not_exported_for_its_reward(sto
 async def test_stitching_again_over_more_logs_replaces_what_was_stitched(store, asked, tmp_path):
     few = [logged("t", moves, prefix=f"{i}-") for i, moves in enumerate(["bba", "bbb"] * 4)]
     many = [logged("t", moves, prefix=f"m{i}-") for i, moves in enumerate(["bbb", "bba"] * 9)]
-    await run(store, asked, few, Plan("stitch"), None)
+    await run(store, Asked(), few, Plan("stitch"), None)
     store.ingest(many)
-    report = await search(store, few + many, asked, Plan("stitch"))
+    report = await search(store, few + many, Asked(), Plan("stitch"))
     assert len(store.searches()) == len(report.searches) == 26
     assert export_dpo(store, tmp_path / "dpo").rows["train"] >= 1
 
@@ -207,3 +208,157 @@ async def test_branches_that_could_not_go_on_are_counted_with_their_reason(store
 def test_settings_that_mean_nothing_are_refused():
     with pytest.raises(UserError, match="concurrency 0"):
         Plan(concurrency=0)
+
+
+async def test_what_stitch_would_not_heed_is_refused(store):
+    store.ingest([logged("t", "bbb")])
+    flags = {"fork": "entropy", "stop_when": "value=1", "trace_budget": "model_calls=3", "budget": "usd=1"}
+    for name, value in flags.items():
+        with pytest.raises(UserError, match=f"got --{name.replace('_', '-')} for stitch, which merges logged runs: .*Leave them out"):
+            Plan.parse("stitch", [], **{name: value})
+        with pytest.raises(UserError, match=f"got --{name.replace('_', '-')} for stitch"):
+            await search(store, list(store.load()), Asked(), Plan("stitch", **{name: value}))
+    with pytest.raises(UserError, match="got --option n, --fork for stitch"):
+        Plan.parse("stitch", ["n=3"], fork="value_drop")
+    for asked in (Asked(verifiers=("outcome",)), Asked("logged"), Asked(simulator="nearest"), Asked(environment="a:b"), Asked(max_steps=3)):
+        with pytest.raises(UserError, match="for stitch"):
+            await search(store, list(store.load()), asked, Plan("stitch"))
+    assert len((await search(store, list(store.load()), Asked(), Plan.parse("stitch", []))).searches) == 1
+
+
+def test_names_that_are_nearly_right_are_told():
+    for fork, meant in (("tool_eror", "tool_error"), ("valuedrop", "value_drop"), ("Start", "start")):
+        with pytest.raises(UserError, match=rf"Did you mean {meant}\?"):
+            Plan("mcts", fork=fork)
+    with pytest.raises(UserError, match=r"Did you mean value_drop\?"):
+        Plan(fork="value-drop")
+    with pytest.raises(UserError, match=r"Did you mean rebase\?"):
+        Plan.parse("rebace", [])
+    with pytest.raises(UserError, match=r"Did you mean num_pivots\?"):
+        Plan.parse(None, ["num_pivot=2"])
+    with pytest.raises(UserError) as nonsense:
+        Plan("mcts", fork="xyzzy")
+    assert "Did you mean" not in str(nonsense.value)
+
+
+@pytest.mark.parametrize(
+    ("verifiers", "options", "chosen"),
+    [
+        (("outcome",), [], "fork_best_of_n"),
+        (("outcome", "front_parts:weighs"), [], "repair"),
+        (("outcome", "front_parts:weighs"), ["n=3"], "repair"),
+        (("outcome", "front_parts:weighs"), ["pivots=1"], "fork_best_of_n"),
+        (("outcome", "front_parts:fails"), [], "fork_best_of_n"),
+        (("outcome",), ["rounds=2"], "repair"),
+    ],
+)
+async def test_the_search_that_nobody_named_follows_from_the_verifier(store, asked, verifiers, options, chosen):
+    PARTS.weighs, PARTS.fails = lambda trajectory: 0.5, lambda trajectory: 1 / 0 if not trajectory.finished else 1.0
+    asked = Asked(asked.policy, asked.environment, verifiers)
+    report = await run(store, asked, [logged("t", "bba")], Plan.parse(None, options), Mover())
+    record = store.search(report.searches[0])
+    assert record.algorithm == chosen
+    said = {"repair: the verifier has opinions on unfinished runs": 1}
+    assert report.notes == (said if "front_parts:weighs" in verifiers and chosen == "repair" else {})
+
+
+class Sick(World):
+    """Fails in one place for the task of that name."""
+
+    def __init__(self, task):
+        super().__init__("")
+        self.task = task
+        if task == "made":
+            raise ZeroDivisionError("no such luck")
+
+    def __getattribute__(self, name):
+        if name in ("tools", "prompt", "fingerprint", "snapshot", "restore", "done", "reward", "call") and self.task == name:
+            raise ZeroDivisionError("no such luck")
+        return object.__getattribute__(self, name)
+
+    task = ""
+
+    def close(self):
+        if self.task == "close":
+            raise ZeroDivisionError("no such luck")
+
+
+@pytest.mark.parametrize("place", ["made", "tools", "prompt", "fingerprint", "snapshot", "restore", "done", "reward", "call", "close"])
+async def test_a_world_that_raises_anywhere_costs_the_other_traces_nothing(store, asked, place):
+    PARTS.World, PARTS.Sick = World, Sick
+    sick = Asked(asked.policy, "front_parts:Sick", asked.verifiers)
+    report = await run(store, sick, [logged(place), logged("good")], Plan("fork_best_of_n", FORKED), Mover())
+    done = {store.search(search_id).trace: search_id for search_id in report.searches}
+    told = f"{report.skipped} {report.failures} {report.branch_errors}"
+    assert "good" in done
+    assert store.search(done["good"]).stopped == "forked at 2"
+    assert "no such luck" in told
+    if place not in done:
+        assert set(report.skipped) == {place}
+        assert "ZeroDivisionError: no such luck" in report.skipped[place]
+
+
+async def test_an_environment_of_ones_own_may_raise_too(store, asked):
+    class Own:
+        fingerprint = "own"
+
+        def __init__(self, task):
+            self.task = task
+
+        async def open(self):
+            if self.task == "open":
+                raise OSError("the door is stuck")
+
+        @property
+        def capabilities(self):
+            raise KeyError("able") if self.task == "able" else AttributeError
+
+        async def step(self, state, action):
+            return Step(action, terminated=True, reward=0.0)
+
+        def close(self):
+            if self.task == "close":
+                raise OSError("the door does not close")
+
+    PARTS.Own = Own
+    own = Asked(asked.policy, "front_parts:Own", asked.verifiers)
+    traces = [logged(task) for task in ("open", "able", "good")]
+    report = await run(store, own, traces, Plan("best_of_n", {"n": 2}, fork="start"), Mover())
+    assert set(report.skipped) == {"open", "able"}
+    assert "the environment of trace open raised OSError: the door is stuck" in report.skipped["open"]
+    alone = Plan("best_of_n", {"n": 3}, fork="start")
+    open_still = await run(store, own, [logged("close")], alone, Mover())
+    assert (len(open_still.searches), open_still.skipped) == (1, {})
+    assert "the environment of trace close, while it was closed, raised OSError" in open_still.failures["closing"]["first"]
+    assert (await run(store, own, [logged("close")], alone, Mover())).resumed == 1
+    with pytest.raises(UserError, match="the environment of trace able raised KeyError"):
+        await run(store, own, traces[1:2], alone, Mover())
+
+
+async def test_a_defect_of_our_own_is_not_taken_for_a_bad_trace(store, asked, monkeypatch):
+    monkeypatch.setattr("counterplay.searching.usage_config", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        await run(store, asked, [logged("t"), logged("u")], Plan("fork_best_of_n", FORKED), Mover())
+
+
+async def test_a_policy_whose_estimate_raises_is_named(store, asked):
+    class Priced(Mover):
+        def estimate(self, state, n):
+            return 1 / 0
+
+    with pytest.raises(PolicyError, match="the policy's estimate failed: ZeroDivisionError"):
+        await run(store, asked, [logged("t")], Plan("fork_best_of_n", FORKED, budget="tokens=1000"), Priced())
+
+
+async def test_garbage_is_looked_for_less_often_while_trees_grow_and_as_before_afterwards(store, asked):
+    seen = []
+
+    class Looking(Mover):
+        async def propose(self, state, n):
+            seen.append((gc.get_threshold()[0], gc.get_freeze_count() > 0))
+            return await super().propose(state, n)
+
+    before = gc.get_threshold()
+    await run(store, asked, [logged("t")], Plan("fork_best_of_n", FORKED), Looking())
+    assert set(seen) == {(max(before[0], 5000), True)}
+    assert (gc.get_threshold(), gc.get_freeze_count()) == (before, 0)

@@ -7,10 +7,13 @@ from typer.testing import CliRunner
 
 from counterplay import cli, trees
 from counterplay.commands import trees as _command  # noqa: F401  registers the command
+from counterplay.core.canonical import content_key
 from counterplay.core.errors import UserError
 from counterplay.core.nouns import Message, Score, State, Step, ToolCall
 from counterplay.core.store import Store
+from counterplay.naming import short_ids, whole_id, whole_trace_ids
 from counterplay.search.tree import SearchTree
+from tests.front.moves import logged
 
 
 def searched():
@@ -65,6 +68,31 @@ def test_searches_are_listed(store):
     done = run(store)
     assert done.exit_code == 0
     assert "3 searches" in done.stdout
+    rows = json.loads(run(store, "--format", "json").stdout)
+    assert (rows["searches"], [row["id"] for row in rows["latest"]]) == (3, ["bbbb3333", "aaaa2222", "aaaa1111"])
+
+
+def test_the_latest_are_listed_with_ids_that_can_be_pasted(tmp_path):
+    path, ids = tmp_path / "many.duckdb", [content_key(str(i)) for i in range(30)]
+    ids += [ids[0][:20] + "0" * 12, "x" * 40]
+    with Store.open(path) as opened:
+        for number, search_id in enumerate(ids):
+            task = f"a task of many words, number {number}, which is longer than a line has place for " * 2
+            opened.put_search(searched().to_record(search_id, trace=f"trace-{number % 2}", task=task))
+    shown = run(path).stdout
+    assert "the latest 20 of 32 searches (--all lists them)" in " ".join(shown.split())
+    begun = [line.split()[0] for line in shown.splitlines() if line.strip()]
+    named = [word for word in begun if word.isalnum() and len(word) >= 12]
+    assert named == [each[:21] if each.startswith(ids[0][:20]) else each[:12] for each in ids[::-1][:20]]
+    with Store.open(path, read_only=True) as opened:
+        assert [trees.find(opened, short).id for short in named] == ids[::-1][:20]
+    assert run(path, named[0]).exit_code == 0
+    everything = run(path, "--all").stdout
+    assert "32 searches" in everything
+    assert all(each[:12] in everything for each in ids)
+    half = json.loads(run(path, "--format", "json", "--trace", "trace-1", "--all").stdout)
+    assert (half["searches"], half["latest"][0]["id"]) == (16, ids[31])
+    assert "no search of trace trace-7" in run(path, "--trace", "trace-7").stderr
 
 
 def test_what_can_not_be_shown_is_said(store, tmp_path):
@@ -80,3 +108,28 @@ def test_what_can_not_be_shown_is_said(store, tmp_path):
         trees.listed(empty)
     assert run(store, "aaaa").exit_code == 2
     assert run(tmp_path / "none.duckdb", "aaaa").exit_code == 2
+
+
+def test_ids_are_told_by_how_they_begin(tmp_path):
+    path = tmp_path / "s.duckdb"
+    with Store.open(path) as opened:
+        opened.ingest([logged("t", name=name) for name in ("alpha-1", "alpha-12", "beta-1")])
+        assert whole_trace_ids(opened, ["b", "alpha-1", "alpha-12", "gamma"]) == ["beta-1", "alpha-1", "alpha-12", "gamma"]
+        assert whole_trace_ids(opened, None) == []
+        with pytest.raises(
+            UserError, match=r"got trace 'alpha', which 2 ids begin with; wanted one of them. For example: alpha-1, alpha-12"
+        ):
+            whole_trace_ids(opened, ["alpha"])
+    replayed = CliRunner().invoke(cli.app, ["replay", "--trace", "bet", "--store", str(path), "--json"])
+    assert json.loads(replayed.stdout)["traces"] == 1
+    refused = CliRunner().invoke(cli.app, ["search", "--trace", "alpha", "--policy", "logged", "--store", str(path)])
+    assert (refused.exit_code, "which 2 ids begin with" in refused.stderr) == (2, True)
+
+
+def test_short_ids_tell_every_id_from_every_other():
+    ids = ["a" * 32, "a" * 31 + "b", "a" * 13 + "c" * 19, "b", "ba" * 9]
+    short = short_ids(ids)
+    assert short == {ids[0]: "a" * 32, ids[1]: "a" * 31 + "b", ids[2]: "a" * 13 + "c", "b": "b", ids[4]: "bababababab" + "a"}
+    for each, beginning in short.items():
+        assert whole_id(beginning, ids, "search") == each
+    assert short_ids(["f" * 32]) == {"f" * 32: "f" * 12}

@@ -9,7 +9,8 @@ from counterplay.finetune.pairs import dpo_rows
 from counterplay.finetune.rows import SourcedTree
 from counterplay.search.counts import COUNTS, OPINIONS, lines
 from counterplay.search.mcts import mcts
-from counterplay.search.registry import LOGGED, SEARCHES
+from counterplay.search.registry import LOGGED, SEARCHES, UNSTOPPABLE
+from counterplay.search.stopping import StopWhen, certainty, stopping
 from counterplay.search.tree import SearchTree
 from tests.search.game import Enumerator, Game, Sampler, action, moves, random_game, start
 from tests.search.test_searches import run
@@ -140,3 +141,37 @@ async def test_each_end_is_one_line_however_often_it_was_selected(game):
     merged = SearchTree.from_record(tree.to_record("id"))
     merged.algorithm = "stitch"
     assert lines(merged)[0] == (merged.root.visits, merged.root.value_sum)
+
+
+@pytest.mark.parametrize("name", sorted(OPINIONS))
+async def test_ends_are_counted_as_they_come_in(name, monkeypatch):
+    """What the tree, walked anew after every wave, would say."""
+    seen = []
+
+    def reason(_, tree, ends):
+        known = lines(tree)
+        walked = {node.index: known[node.index] for node in tree.root.children if known[node.index][0]}
+        assert ends.played.keys() == walked.keys()
+        assert [ends.played[i] for i in walked] == [pytest.approx(n_w) for n_w in walked.values()]
+        assert certainty(tree, ends) == pytest.approx(certainty(tree))
+        seen.append(len(walked))
+        return ""
+
+    monkeypatch.setattr(StopWhen, "reason", reason)
+    for game in (Game(), *(Game(random_game(seed, depth=3)) for seed in range(3))):
+        for verifier in (game.exact, game.outcome):
+            with stopping(StopWhen(decided=0.9)):
+                await run(name, game, verifier=verifier)
+    assert max(seen) > 0 or name == "lookahead"
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+async def test_it_is_known_which_searches_a_condition_can_end(name):
+    """Every end is poor, so that none stops of itself."""
+    ended = []
+    for seed in range(6):
+        game = Game(random_game(seed, depth=5))
+        with stopping(StopWhen(finished=1)):
+            tree = await run(name, game, verifier=lambda state: 0.1 + 0.4 * (len(state) < 2))
+        ended.append(tree.stopped.endswith("branches finished"))
+    assert any(ended) == (name not in UNSTOPPABLE)

@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+from collections import Counter
 
 import pytest
 
@@ -10,6 +11,7 @@ from counterplay.core.budget import Budget
 from counterplay.core.errors import UserError
 from counterplay.core.nouns import Call, Message, Outcome, Proposal, Source, Step, ToolCall, Trace, Trajectory, Usage
 from counterplay.core.tool_errors import is_error
+from counterplay.search import archive, sharing
 from counterplay.search.branching import Fork, choose, entropy, every, pivot, rare_state, tool_error, value_drop
 from counterplay.search.draws import FailedProposal
 from counterplay.search.engine import Engine
@@ -173,7 +175,12 @@ async def test_choose_plays_for_pivots_and_refuses_what_it_does_not_know(game):
 
 @pytest.mark.parametrize(
     ("strategy", "stopped"),
-    [("value_drop", "forked at 3"), ("every", "forked at 0"), ("tool_error", "forked at 0"), ("rare_state", "forked at 0")],
+    [
+        ("value_drop", "forked at 3"),
+        ("every", "forked at 0"),
+        ("tool_error", "forked at 0, even distances: tool_error found no step"),
+        ("rare_state", "forked at 0"),
+    ],
 )
 async def test_forks_take_the_strategies(game, strategy, stopped):
     run_ = await logged(game, ("plan", "read", "study", "rest"))
@@ -276,3 +283,77 @@ def test_a_budget_without_countable_limits_gives_eight_lines_each():
     spent.reserve(model_calls=36)
     assert [share.lines for share in split_budget([trace("a"), trace("b")], {}, spent)] == [1, 0]
     assert [share.lines for share in split_budget([trace("a", usage=Usage(9, 1)), trace("b")], {}, Budget.of(tokens=200))] == [3, 2]
+
+
+@pytest.mark.parametrize(("calls", "draws"), [(48, 2), (20, 2), (14, 2), (400, 4)])
+async def test_entropy_under_a_short_budget_sees_the_whole_run(calls, draws):
+    """The policy is undecided late; with draws for the first steps alone that is never seen."""
+    length = 10
+
+    class Late:
+        def __init__(self):
+            self.asked = Counter()
+
+        async def propose(self, state, n):
+            self.asked[len(state)] += n
+            return drawn(*[f"w{i}" if len(state) >= 6 else "sure" for i in range(n)])
+
+    log = run(*[step("a")] * length)
+    policy = Late()
+    engine = Engine(policy, None, lambda _: None, Budget.of(model_calls=calls))
+    forks = await choose(engine, logged_path(log, "by_hand"), "entropy")
+    assert forks[0].step >= 6
+    assert set(policy.asked.values()) == {draws}
+    assert policy.asked.total() <= calls // 2
+    steps = sorted(policy.asked)
+    assert max(after - before for before, after in itertools.pairwise([*steps, length])) <= math.ceil(length / len(steps)) + 2
+
+
+def test_the_states_of_a_run_are_grouped_once(monkeypatch):
+    grouped = []
+    group = archive._group
+    monkeypatch.setattr(archive, "_group", lambda last: grouped.append(1) or group(last))
+    monkeypatch.setattr(archive, "_GROUPS", {})
+    others = [run(*[step(name) for name in moves]) for moves in itertools.product("ab", repeat=4)]
+    first = [rare_state(other, others) for other in others]
+    assert len(grouped) == len(others) * 4
+    assert first == [rare_state(run(*other.steps), [each for each in others if each is not other]) for other in others]
+    assert len(grouped) == len(others) * 4
+    monkeypatch.setattr(archive, "_KEPT", 3)
+    monkeypatch.setattr(archive, "_GROUPS", {})
+    assert first == [rare_state(other, others) for other in others]
+    assert len(archive._GROUPS) <= 3
+    assert [archive.groups(others[5], 2)[t] for t in range(4)] == [archive.abstraction(others[5].prefix(t), 2) for t in range(4)]
+
+
+def traces_of(count, length=10):
+    return [Trace(f"t{i}", run(*[step("a")] * (length + i % 3)), Source("test"), task=f"k{i}") for i in range(count)]
+
+
+def test_a_budget_of_very_many_lines_is_split_as_well_in_bounded_work(monkeypatch):
+    traces = traces_of(12)
+    known = {trace.id: Estimate(i % 4, 4 + i % 5) for i, trace in enumerate(traces)}
+    exact = {share.trace: share.lines for share in split_budget(traces, known, Budget.of(model_calls=130_000))}
+    monkeypatch.setattr(sharing, "_BLOCKS", 512)
+    rough = {share.trace: share.lines for share in split_budget(traces, known, Budget.of(model_calls=130_000))}
+    assert sum(exact.values()) > 10_000
+    for lines in (exact, rough):
+        assert sum(lines[trace.id] * len(trace.trajectory) for trace in traces) <= 130_000
+    gain = {kind: sum(known[t].gain(n) for t, n in lines.items()) for kind, lines in (("exact", exact), ("rough", rough))}
+    assert gain["rough"] == pytest.approx(gain["exact"], rel=1e-5)
+    assert all(abs(rough[t] - exact[t]) <= 0.1 * exact[t] + 30 for t in exact)
+    pushed = []
+    monkeypatch.setattr(sharing, "_BLOCKS", 1 << 15)
+    push = sharing.heapq.heappush
+    monkeypatch.setattr(sharing.heapq, "heappush", lambda *given: pushed.append(1) or push(*given))
+    shares = split_budget(traces, known, Budget.of(usd=1e9, model_calls=1e12))
+    assert len(pushed) < 3 * (1 << 15)
+    assert sum(share.limits.model_calls for share in shares) <= 1e12
+    assert min(share.lines for share in shares) > 0
+
+
+@pytest.mark.parametrize("lines", [255, 256, 257, 3000])
+def test_what_many_lines_leave_is_the_same_in_closed_form(lines):
+    for rate in (Estimate(), Estimate(3, 4), Estimate(0, 9), Estimate(0.5, 100)):
+        a, b = 1 + rate.successes, 1 + rate.attempts - rate.successes
+        assert rate.left(lines) == pytest.approx(math.prod((b + k) / (a + b + k) for k in range(lines)), rel=1e-9)

@@ -262,7 +262,7 @@ async def test_fork_chooses_pivots_where_the_value_drops(game):
     tree = await fork_best_of_n(run, Sampler(game), game, game.exact, Budget(), num_pivots=1)
     assert tree.stopped == "forked at 3"
     spreading = await fork_best_of_n(run, Sampler(game), game, game.outcome, Budget(), num_pivots=2)
-    assert spreading.stopped == "forked at 0, 2"
+    assert spreading.stopped == "forked at 0, 2, even distances: value_drop found no step"
     with pytest.raises(UserError, match="a step of this run, 0 to 3"):
         await fork_best_of_n(run, Sampler(game), game, game.outcome, Budget(), pivots=[4])
 

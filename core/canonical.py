@@ -58,7 +58,9 @@ def content_keys(*first: str) -> Callable[..., str]:
 
     def key(*parts: str) -> str:
         digest = begun.copy()
-        digest.update(_joined(parts))
+        for part in parts:
+            encoded = part.encode("utf-8", "surrogatepass")
+            digest.update(len(encoded).to_bytes(8, "big") + encoded)
         return digest.hexdigest()
 
     return key

@@ -12,7 +12,19 @@ from typing import Annotated, Any
 import typer
 
 from counterplay import console
-from counterplay.commands import datasets, effects, evaluating_verifiers, learning, logs, playing, recording, simulating, trees, verifying
+from counterplay.commands import (
+    datasets,
+    effects,
+    evaluating_verifiers,
+    learning,
+    logs,
+    playing,
+    recording,
+    simulating,
+    training,
+    trees,
+    verifying,
+)
 from counterplay.commands.options import AsJson, app, bounded
 
 __all__ = [
@@ -26,6 +38,7 @@ __all__ = [
     "playing",
     "recording",
     "simulating",
+    "training",
     "trees",
     "verifying",
 ]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from counterplay import console, evaluation, exporting, loop, searching
+from counterplay import console, evaluation, exporting, loop, searching, training
 from counterplay.core.errors import UserError
 from counterplay.parts import Asked, closing, world_factory
 from counterplay.plan import Plan
@@ -152,7 +152,7 @@ def _pairs(store: Store, out: Path, model: Path) -> DatasetReport | None:
 def _train(kind: str, name: str, start: Path, data: Path, clock: _Clock, **settings: Any) -> Path:
     out = data.parent / f"model-{data.name}"
     with clock.stage(f"train: {name}") as tick:
-        exporting.train(kind, start, data, out, batch_size=8, on_step=tick.at, **settings)
+        training.train(kind, start, data, out, batch_size=8, on_step=tick.at, **settings)
     return out
 
 

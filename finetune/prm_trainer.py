@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-from counterplay.core.errors import UserError
 from counterplay.finetune.batches import LengthBatches
+from counterplay.finetune.shared_prompt import bias, can_share
+from counterplay.finetune.trainers import Task, adapters, check_vocabulary, largest_id, load_model
+from counterplay.finetune.training.fitting import Job, Sizes
+from counterplay.finetune.training.recipe import Recipe
+from counterplay.finetune.training.siblings import rows_of
+from counterplay.finetune.training.sides import pad_of, padded
+from counterplay.verifiers.learned.prm import SETTINGS
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-RewardKind: TypeAlias = Literal["prm", "ppm", "orm", "implicit"]
-Note: TypeAlias = Callable[[int, int, float], None]
-"""Called after every optimiser step with its number, the number of all and the loss."""
-
-
-@dataclass(frozen=True)
-class RewardRecipe:
-    """Everything that decides the result of a training besides model and data. `beta` is of the implicit model alone."""
-
-    kind: RewardKind
-    epochs: float
-    learning_rate: float
-    batch_size: int
-    lora: bool
-    seed: int
-    beta: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +42,6 @@ def collate(examples: Sequence[Mapping[str, Example]], pad: int) -> dict[str, An
 
     given = [example["example"] for example in examples]
     rows = [sequence for example in given for sequence in example.sequences]
-    width = max(map(len, rows))
     points: list[tuple[int, int, int]] = []
     targets: list[float] = []
     first = 0
@@ -64,13 +51,28 @@ def collate(examples: Sequence[Mapping[str, Example]], pad: int) -> dict[str, An
         first += len(example.sequences)
     row, position, group = torch.tensor(points).T.contiguous()
     return {
-        "input_ids": torch.tensor([[*ids, *[pad] * (width - len(ids))] for ids in rows]),
+        "input_ids": padded(rows, pad),
         "row": row,
         "position": position,
         "group": group,
         "target": torch.tensor(targets),
         "reference": torch.tensor([example.reference for example in given]),
     }
+
+
+def collate_siblings(examples: Sequence[Mapping[str, Example]], pad: int) -> dict[str, Any]:
+    """As `collate`, with the sequences of each example in one row, in which what they share is there once."""
+    import torch
+
+    batch = collate(examples, pad)
+    made, places = rows_of([example["example"].sequences for example in examples], pad)
+    where = [
+        (number, places[number][sequence][position])
+        for number, example in enumerate(examples)
+        for sequence, position, _ in example["example"].points
+    ]
+    row, position = torch.tensor(where).T.contiguous()
+    return {**batch, **made, "row": row, "position": position}
 
 
 def value_loss(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
@@ -114,81 +116,79 @@ def implicit_loss(model: Any, batch: Mapping[str, Tensor], beta: float) -> Tenso
     return functional.binary_cross_entropy_with_logits(margin, outcome)
 
 
-def fit(
-    recipe: RewardRecipe, model: Any, examples: Sequence[Example], *, tokenizer: Any, out: Path, note: Note | None
-) -> tuple[Any, int, float]:
-    """Train; the model (adapters merged), the number of steps and the mean loss over the last tenth of them."""
-    from transformers import PrinterCallback, Trainer, TrainerCallback
+def build(job: Job) -> Any:
+    """The trainer of a job whose rows are examples."""
+    from transformers import Trainer, TrainingArguments, set_seed
 
-    losses: list[float] = []
+    recipe, pad = job.recipe, pad_of(job.tokenizer)
+    set_seed(recipe.seed)  # before a head is made
+    task: Task = "CAUSAL_LM" if recipe.kind == "implicit" else "TOKEN_CLS"
+    model = load_model(job.run.model_dir, task)
+    check_vocabulary(model, largest_id([ids for row in job.rows for ids in row["example"].sequences]), job.run.model_dir)
+    rows = list(job.rows) if recipe.kind != "implicit" else [{"example": one} for one in _referenced(model, job, pad)]
 
     class Reward(Trainer):  # type: ignore[misc]
-        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:  # noqa: ARG002
-            if recipe.kind == "implicit":
-                return implicit_loss(model, inputs, recipe.beta or 1.0)
-            logits = model(input_ids=inputs["input_ids"], use_cache=False).logits
-            return pairwise_loss(logits, inputs) if recipe.kind == "ppm" else value_loss(logits, inputs)
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:  # noqa: ARG002
+            mean = _mean_loss(recipe, model, inputs)
+            return mean * _items(recipe.kind, inputs) / num_items_in_batch * self.accelerator.num_processes
+
+        def _get_num_items_in_batch(self, batch_samples: Any, device: Any) -> Any:
+            import torch
+
+            mine = torch.tensor(sum(_items(recipe.kind, batch) for batch in batch_samples), device=device)
+            return self.accelerator.gather(mine).sum()
 
         def _get_train_sampler(self, *_: Any) -> LengthBatches:
-            return LengthBatches([example.length for example in examples], self.args.train_batch_size, self.args.seed)
+            return LengthBatches([row["example"].length for row in rows], recipe.batch_size, self.args.seed)
 
-    class Notes(TrainerCallback):  # type: ignore[misc]
-        def on_log(self, _args: Any, state: Any, _control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
-            if logs and "loss" in logs:
-                losses.append(float(logs["loss"]))
-                if note is not None:
-                    note(state.global_step, state.max_steps, losses[-1])
-
+    gather = collate_siblings if recipe.kind == "ppm" and can_share(model) else collate
     if recipe.lora:
-        model = _adapted(model, recipe.kind)
+        from peft import get_peft_model
+
+        model = get_peft_model(model, adapters(task))
     trainer = Reward(
         model=model,
-        args=_arguments(recipe, out),
-        train_dataset=[{"example": example} for example in examples],
-        data_collator=lambda rows: collate(rows, tokenizer.pad_token_id or 0),
-        callbacks=[Notes()],
+        args=TrainingArguments(**job.options, remove_unused_columns=False),
+        train_dataset=rows,
+        data_collator=lambda rows: gather(rows, pad),
+        callbacks=list(job.callbacks),
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    if not losses:
-        raise UserError("got a training without a step", "more rows or epochs")
-    tail = losses[-max(1, len(losses) // 10) :]
-    trained = trainer.accelerator.unwrap_model(trainer.model)
-    trained = trained.merge_and_unload() if recipe.lora else trained
-    return trained, int(trainer.state.global_step), sum(tail) / len(tail)
+    trainer.model_accepts_loss_kwargs = True  # the loss is a share of the whole step's, over passes and processes
+    return trainer
 
 
-def _arguments(recipe: RewardRecipe, out: Path) -> Any:
+def _items(kind: str, batch: Mapping[str, Tensor]) -> int:
+    """What the loss is a mean over: labelled steps (prm, orm), or examples (ppm, implicit)."""
+    return len(batch["target"] if kind in {"prm", "orm"} else batch["reference"])
+
+
+def _mean_loss(recipe: Recipe, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    if recipe.kind == "implicit":
+        return implicit_loss(model, batch, recipe.beta or 1.0)
+    shared = {}
+    if "visible" in batch:
+        shared = {"position_ids": batch["position_ids"], "attention_mask": bias(batch["visible"], model.dtype)}
+    logits = model(input_ids=batch["input_ids"], use_cache=False, **shared).logits
+    return pairwise_loss(logits, batch) if recipe.kind == "ppm" else value_loss(logits, batch)
+
+
+def _referenced(model: Any, job: Job, pad: int) -> Iterator[Example]:
+    """The examples with the log-probability that the model gives them before it is trained."""
     import torch
-    from transformers import TrainingArguments
 
-    on_gpu = torch.cuda.is_available()
-    return TrainingArguments(
-        output_dir=str(out),
-        num_train_epochs=recipe.epochs,
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=0.05,  # as a share of all steps
-        per_device_train_batch_size=recipe.batch_size,
-        bf16=on_gpu,
-        use_cpu=not on_gpu,
-        dataloader_pin_memory=on_gpu,
-        save_strategy="no",
-        logging_steps=1,
-        seed=recipe.seed,
-        report_to="none",
-        disable_tqdm=True,
-        log_level="error",
-        remove_unused_columns=False,
-    )
+    model.eval()
+    for at in range(0, len(job.rows), job.recipe.batch_size):
+        part = job.rows[at : at + job.recipe.batch_size]
+        with torch.no_grad():
+            found = written_logprobs(model, collate(part, pad)).tolist()
+        yield from (Example(row["example"].sequences, row["example"].points, value) for row, value in zip(part, found, strict=True))
 
 
-def _adapted(model: Any, kind: RewardKind) -> Any:
-    """Low-rank adapters (rank 16) on all linear layers; a reward head is trained whole."""
-    from peft import LoraConfig, get_peft_model
+def size(row: Mapping[str, Example]) -> Sizes:
+    return Sizes(row["example"].length, len(row["example"].points))
 
-    if kind == "implicit":
-        options: dict[str, Any] = {"task_type": "CAUSAL_LM"}
-    else:
-        options = {"task_type": "TOKEN_CLS", "exclude_modules": ["score", "classifier"]}
-    return get_peft_model(model, LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", **options))
+
+def finish(model: Any, kind: str) -> None:
+    """Say in `config.json` what was trained, which is what `prm:` reads."""
+    if kind != "implicit":
+        setattr(model.config, SETTINGS, {"kind": kind})

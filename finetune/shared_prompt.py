@@ -14,15 +14,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def share_prompts(model: Any) -> bool:
-    """Make a causal language model's backbone compute shared prompts once. False, and nothing done, for architectures it can't be done in.
-
-    It takes full attention everywhere, by an implementation that accepts a mask. Batches that are not pairs pass as before.
-    """
+def can_share(model: Any) -> bool:
+    """Whether tokens of several texts can lie in one row, each seeing its own: full attention everywhere, that accepts a mask."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-    if kinds != {"full_attention"} or windowed or config._attn_implementation not in {"sdpa", "eager"}:  # noqa: SLF001  no public name
+    return kinds == {"full_attention"} and not windowed and config._attn_implementation in {"sdpa", "eager"}  # noqa: SLF001  no public name
+
+
+def share_prompts(model: Any) -> bool:
+    """Make a causal language model's backbone compute shared prompts once. False, and nothing done, for architectures it can't be done in.
+
+    Batches that are not pairs pass as before.
+    """
+    if not can_share(model):
         return False
     backbone = model.base_model
     plain = backbone.forward
@@ -31,7 +36,7 @@ def share_prompts(model: Any) -> bool:
         if input_ids is None or attention_mask is None or attention_mask.dim() != 2 or len(input_ids) % 2 or set(options) - {"use_cache"}:
             return plain(input_ids=input_ids, attention_mask=attention_mask, **options)
         packed = pack(input_ids, attention_mask)
-        output = plain(input_ids=packed.ids, attention_mask=_bias(packed.mask, model.dtype), position_ids=packed.positions, **options)
+        output = plain(input_ids=packed.ids, attention_mask=bias(packed.mask, model.dtype), position_ids=packed.positions, **options)
         hidden = output.last_hidden_state.repeat(2, 1, 1)
         output.last_hidden_state = hidden.gather(1, packed.origin[..., None].expand(-1, -1, hidden.size(-1)))
         return output
@@ -72,7 +77,7 @@ def pack(ids: Tensor, present: Tensor) -> Packed:
     return Packed(packed, source, mask, origin)
 
 
-def _bias(mask: Tensor, dtype: Any) -> Tensor:
+def bias(mask: Tensor, dtype: Any) -> Tensor:
     """The additive form of a boolean mask, which every attention implementation takes: (n, 1, T, T)."""
     import torch
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from counterplay import console
 from counterplay.commands.options import DEFAULT_STORE, Agent, AsJson, MaxLength, Seed, StoreFile, app, bounded
+from counterplay.commands.training import CheckpointSteps, MicroBatch, Resume, train_app
 from counterplay.core.errors import UserError
 from counterplay.core.nouns import Grade
 
@@ -47,11 +48,15 @@ def labels(
     console.emit(report.to_json(), as_json=as_json)
 
 
-@app.command("train-prm")
+@app.command("train-prm", hidden=True)
+@train_app.command("prm")
 @bounded
 def train_prm(
     model: Annotated[str, typer.Option("--model", help="The model folder to start from: causal, or a reward model to go on from.")],
     out: Annotated[Path, typer.Option("--out", help="The folder of the verifier, then --verifier prm:OUT.")],
+    data: Annotated[
+        Path | None, typer.Option("--data", help="A dataset folder of kind prm; without it, the searches in --store are labelled.")
+    ] = None,
     store: StoreFile = DEFAULT_STORE,
     what: Annotated[
         str, typer.Option("--kind", help="prm: values of steps; ppm: siblings compared; orm: outcomes; implicit: a policy from outcomes.")
@@ -60,37 +65,60 @@ def train_prm(
     min_grade: MinGrade = "executed",
     epochs: Annotated[float, typer.Option("--epochs", help="Passes over the data.")] = 2.0,
     learning_rate: Annotated[float, typer.Option("--learning-rate", help="The highest, of a cosine schedule.")] = 2e-5,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows a step.")] = 8,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows a step, over all processes.")] = 8,
+    micro_batch: MicroBatch = None,
     max_length: MaxLength = 8192,
     lora: Annotated[bool, typer.Option("--lora", help="Train low-rank adapters and merge them, in place of all weights.")] = False,
+    checkpoint_steps: CheckpointSteps = None,
+    resume: Resume = False,
     algorithm: Only = None,
     agent: Agent = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Train a learned verifier on the searches in the store. --labels is for prm alone."""
+    """Train a learned verifier on a dataset, or on the searches in the store. --labels is for prm alone."""
     from counterplay.finetune import prm
-    from counterplay.finetune.labels.pairwise import pairwise
-    from counterplay.finetune.labels.write import label_rows, outcomes
+    from counterplay.finetune.training.processes import leads
 
-    sources, grade = _sources(store, agent, algorithm), _grade(min_grade)
-    with console.ticking("training", quiet=as_json) as tick:
+    if data is not None and what != "prm":
+        raise UserError(f"got --data with --kind {what}", "--kind prm, or --store in place of --data")
+    parts = _from_dataset(data) if data is not None else _from_store(_sources(store, agent, algorithm), kind, _grade(min_grade))
+    with console.ticking("training", quiet=as_json or not leads()) as tick:
         report = prm.train(
             what,
             model,
             out,
-            rows=lambda: label_rows(kind, sources, min_grade=grade)[0],
-            nodes=lambda: [node for source in sources for node in pairwise(source, min_grade=grade)],
-            ends=lambda: outcomes(sources, min_grade=grade),
+            **parts,
             epochs=epochs,
             learning_rate=learning_rate,
             batch_size=batch_size,
+            micro_batch=micro_batch,
             max_length=max_length or 8192,
             lora=lora,
+            checkpoint_steps=checkpoint_steps,
+            resume=resume,
             seed=seed,
             note=lambda step, total, loss: tick.at(step, total, f"loss {loss:.3f}"),
         )
-    console.emit(report.to_json(), as_json=as_json)
+    if leads():
+        console.emit(report.to_json(), as_json=as_json)
+
+
+def _from_dataset(data: Path) -> dict[str, Any]:
+    from counterplay.finetune.prm import dataset_rows
+
+    return {"rows": lambda: dataset_rows(data), "nodes": list, "ends": list}
+
+
+def _from_store(sources: list[SourcedTree], kind: str, grade: Grade) -> dict[str, Any]:
+    from counterplay.finetune.labels.pairwise import pairwise
+    from counterplay.finetune.labels.write import label_rows, outcomes
+
+    return {
+        "rows": lambda: label_rows(kind, sources, min_grade=grade)[0],
+        "nodes": lambda: [node for source in sources for node in pairwise(source, min_grade=grade)],
+        "ends": lambda: outcomes(sources, min_grade=grade),
+    }
 
 
 def _sources(store: Path, agent: str | None, algorithms: list[str] | None) -> list[SourcedTree]:

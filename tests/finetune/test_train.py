@@ -12,8 +12,7 @@ from counterplay.finetune.rows import DPORow, SFTRow
 from counterplay.finetune.train import train_dpo, train_sft
 from counterplay.finetune.trajectories import logged_rows
 from counterplay.finetune.write import write_dataset
-
-ALL = {"train": 1.0}
+from tests.finetune.trainings import ALL, KilledError, killing_at, same_weights, weights
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,12 +47,6 @@ def sft(model_dir, sft_data, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "sft"
     report = train_sft(model_dir, sft_data, out, steps=6, learning_rate=1e-2, batch_size=4, checkpoint_steps=3, on_step=seen.append)
     return report, seen
-
-
-def weights(folder):
-    from safetensors.torch import load_file
-
-    return load_file(str(folder / "model.safetensors"))
 
 
 def test_sft_learns_and_leaves_a_policy(sft, model_dir, sft_data):
@@ -101,18 +94,9 @@ def test_the_loss_is_that_of_the_sampled_tokens_alone(sft, model_dir, sft_data, 
 
 
 def test_a_killed_training_resumes_to_the_same_weights(sft, model_dir, sft_data, tmp_path):
-    import torch
-
-    class KilledError(Exception):
-        pass
-
-    def kill(step):
-        if step.step == 5:
-            raise KilledError
-
     options = {"steps": 6, "learning_rate": 1e-2, "batch_size": 4, "checkpoint_steps": 3}
     with pytest.raises(KilledError):
-        train_sft(model_dir, sft_data, tmp_path / "out", on_step=kill, **options)
+        train_sft(model_dir, sft_data, tmp_path / "out", on_step=killing_at(5), **options)
     with pytest.raises(UserError, match="another recipe"):
         train_sft(model_dir, sft_data, tmp_path / "out", resume=True, **{**options, "learning_rate": 1e-3})
     seen = []
@@ -120,8 +104,7 @@ def test_a_killed_training_resumes_to_the_same_weights(sft, model_dir, sft_data,
     assert [s.step for s in seen] == [4, 5, 6]
     lines = [json.loads(line)["step"] for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert lines == [1, 2, 3, 4, 5, 6]
-    straight = weights(sft[0].out_dir)
-    assert all(torch.allclose(straight[name], tensor, atol=1e-6) for name, tensor in weights(report.out_dir).items())
+    assert same_weights(sft[0].out_dir, report.out_dir)
 
 
 def test_dpo_prefers_the_chosen_and_smooths_by_the_datasets_noise(model_dir, dpo_data, tmp_path):

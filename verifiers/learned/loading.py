@@ -9,6 +9,7 @@ from typing import Any
 from counterplay.core.errors import UserError
 
 _CONTENT = frozenset({".json", ".jinja", ".safetensors", ".bin", ".model", ".txt"})
+_NOT_THE_MODEL = "training.json"  # what counterplay.finetune keeps of a training beside the model: its times and places
 
 
 def load_folder(folder: Path, auto_class: str, dtype: str | None, device: str | None) -> tuple[Any, Any]:
@@ -54,7 +55,7 @@ def backbone_of(model: Any) -> Any:
 def folder_version(folder: Path) -> str:
     """A short key of a model folder's content: 12 hex digits."""
     digest = blake2b(digest_size=6)
-    for file in sorted(entry for entry in folder.iterdir() if entry.suffix in _CONTENT):
+    for file in sorted(entry for entry in folder.iterdir() if entry.suffix in _CONTENT and entry.name != _NOT_THE_MODEL):
         digest.update(file.name.encode())
         with file.open("rb") as stream:
             while block := stream.read(2**20):

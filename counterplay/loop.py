@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from counterplay.core.errors import CounterplayError, StoreError, UserError
 from counterplay.core.nouns import Trace
 from counterplay.core.records import Rejected
+from counterplay.naming import whole_trace_ids
 
 if TYPE_CHECKING:
     from counterplay.connectors.redaction import Rule
@@ -115,9 +116,9 @@ def check_paths(paths: Iterable[Path | str]) -> list[Path]:
 def select(
     store: Store, *, trace_ids: Sequence[str] | None = None, which: str = "all", agent: str | None = None, limit: int | None = None
 ) -> list[Trace]:
-    """Traces by id, or by outcome: `failed`, `succeeded` or `all`, of one agent where named, in the store's order."""
+    """Traces by id (or a beginning of one that no other has), or by outcome: `failed`, `succeeded` or `all`, of one agent where named, in the store's order."""
     if trace_ids:
-        return [store.trace(trace_id) for trace_id in trace_ids][:limit]
+        return [store.trace(trace_id) for trace_id in whole_trace_ids(store, trace_ids)][:limit]
     wanted: dict[str, bool | EllipsisType] = {"failed": False, "succeeded": True, "all": ...}
     if which not in wanted:
         raise UserError(f"got --select {which!r}", f"one of {', '.join(wanted)}")

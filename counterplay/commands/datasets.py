@@ -29,7 +29,6 @@ from counterplay.commands.options import (
     group,
     some,
 )
-from counterplay.naming import whole_trace_ids
 
 if TYPE_CHECKING:
     from counterplay.finetune.card import DatasetReport
@@ -199,7 +198,7 @@ def ablate(
 
     asked = Asked(environment=environment, verifiers=tuple(verifier or ()), allow_external=frozenset(allow_external or ()))
     with loop.opened(store, existing=True) as opened:
-        chosen = loop.select(opened, trace_ids=whole_trace_ids(opened, trace), which="succeeded", agent=agent, limit=limit)
+        chosen = loop.select(opened, trace_ids=trace, which="succeeded", agent=agent, limit=limit)
         some(chosen, store)
         with console.ticking("leaving calls out", len(chosen), quiet=as_json) as tick:
             report = asyncio.run(ablating.ablate(opened, chosen, asked, reads_only=reads_only, on_trace=tick.advance))

@@ -35,7 +35,6 @@ from counterplay.commands.options import (
     bounded,
     some,
 )
-from counterplay.naming import whole_trace_ids
 
 
 @app.command()
@@ -60,13 +59,13 @@ def replay(
     if agent_code:
         given = parts.json_object(arguments, "--arguments")
         with loop.opened(store, read_only=True) as opened:
-            chosen = loop.select(opened, trace_ids=whole_trace_ids(opened, trace), which="all", agent=agent, limit=limit)
+            chosen = loop.select(opened, trace_ids=trace, which="all", agent=agent, limit=limit)
             some(chosen, store)
             _replay_code(agent_code, chosen, opened, arguments=given, at=at, execute_tools=execute or (), as_json=as_json)
         return
     asked = parts.Asked(environment=environment, allow_external=frozenset(allow_external or ()))
     with loop.opened(store, read_only=True) as opened:
-        chosen = loop.select(opened, trace_ids=whole_trace_ids(opened, trace), which="all", agent=agent, limit=limit)
+        chosen = loop.select(opened, trace_ids=trace, which="all", agent=agent, limit=limit)
         some(chosen, store)
         with console.ticking("re-enacting", len(chosen), quiet=as_json) as tick:
             report = asyncio.run(loop.replay(chosen, asked, on_trace=tick.advance))
@@ -120,7 +119,7 @@ def localise(
     pace = Pace(in_flight, requests_per_minute, tokens_per_minute)
     asked = parts.Asked(policy, environment, tuple(verifier or ()), base_url, temperature, max_tokens, seed, max_steps)
     with loop.opened(store, existing=True) as opened:
-        chosen = loop.select(opened, trace_ids=whole_trace_ids(opened, trace), which=which, agent=agent, limit=limit)
+        chosen = loop.select(opened, trace_ids=trace, which=which, agent=agent, limit=limit)
         some(chosen, store)
         with console.ticking("localising", len(chosen), quiet=as_json) as tick:
             report = asyncio.run(loop.localise(opened, chosen, asked, method=method, budget=budget, pace=pace, on_trace=tick.advance))
@@ -219,7 +218,7 @@ def search(
         asked = replace(asked, comparable=loop.comparable_of(opened))
         chosen = loop.select(
             opened,
-            trace_ids=whole_trace_ids(opened, trace),
+            trace_ids=trace,
             which=which or ("all" if name == "stitch" else "failed"),
             agent=agent,
             limit=limit,

@@ -116,7 +116,7 @@ def check_paths(paths: Iterable[Path | str]) -> list[Path]:
 def select(
     store: Store, *, trace_ids: Sequence[str] | None = None, which: str = "all", agent: str | None = None, limit: int | None = None
 ) -> list[Trace]:
-    """Traces by id, which may be shortened, or by outcome (`failed`, `succeeded`, `all`), of one agent where named; in the store's order."""
+    """Traces by id, shortened or not, or by outcome (`failed`, `succeeded`, `all`), of one agent where named, in the store's order."""
     if trace_ids:
         return [store.trace(trace_id) for trace_id in whole_trace_ids(store, trace_ids)][:limit]
     wanted: dict[str, bool | EllipsisType] = {"failed": False, "succeeded": True, "all": ...}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast, get_args
@@ -149,7 +149,7 @@ class _Export:
             licence=shared.get("licence", "unknown"),
             gates=self.gates(near),
             by=cast("Sequence[SplitBy]", by),
-            ties=lambda rows: near_ties(rows, threshold=near or SIMILARITY),
+            ties=near_ties,
             traces=self.traces,
             settings={**chosen, "min_grade": self.grade.name.lower(), **told, "held_out_file": held_out and Path(held_out).name},
         )
@@ -171,6 +171,8 @@ def export_sft(
     `tau` is how sure it must be that a step is an improvement, or was wrong. `weights` fills the columns `weight` and `step_weights`
     in one of the ways of `WEIGHTS`. Raises UserError where no row is left.
     """
+    from counterplay.finetune.exactness import recorded_ids, with_token_ids
+
     _one_of("--weights", weights, ("none", *WEIGHTS))
     _one_of("--rows", rows, SFT_ROWS)
     _one_of("--source", source, SOURCES)
@@ -180,6 +182,7 @@ def export_sft(
     made = SFT_ROWS[rows](found, logs, min_score, tau, export.grade)
     if weights != "none":
         made = WEIGHTS[weights](made, found, logs)
+    made = replace(made, rows=tuple(with_token_ids(made.rows, recorded_ids(export.traces))))
     told = tau if rows in ("improved", "recovery") else None
     return export.write(made, rows=rows, source=source, min_score=min_score, tau=told, weights=weights)
 

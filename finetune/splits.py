@@ -1,50 +1,81 @@
-"""Splits that share no task, no session and no trace, and rows that are there once."""
+"""Splits that share no task, no session, no trace and, where asked, no user; and rows that are there once."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from hashlib import blake2b
+from typing import Literal, TypeAlias
 
-from counterplay.core.canonical import content_key, dumps
+from counterplay.core.canonical import canonical, content_key, dumps
+from counterplay.core.nouns import Message
 from counterplay.finetune.rows import AnyRow, Drop, Lineage, Row
+
+SplitBy: TypeAlias = Literal["task", "session", "user"]
+_REFUTED = "the same is labelled the other way elsewhere"
+BY: tuple[SplitBy, ...] = ("task", "session")
 
 
 def distinct(rows: Iterable[AnyRow]) -> tuple[list[AnyRow], list[Drop]]:
-    """The rows without repetitions, first come first kept. Rows that differ in white space, letter case and call ids alone are one."""
-    seen: set[str] = set()
-    kept, drops = [], []
+    """The rows without repetitions, first come first kept; white space and letter case of texts, and call ids, make no difference.
+
+    Rows that say the same and are labelled otherwise (KTO) contradict each other: none of them is kept.
+    """
+    found: dict[str, tuple[AnyRow, str]] = {}
+    drops, refuted = [], set[str]()
     for row in rows:
-        key = _gist(row)
-        if key in seen:
+        key, label = _gist(row), canonical(row.values.get("label"))
+        if key not in found:
+            found[key] = row, label
+        elif found[key][1] == label:
             drops.append(Drop("a duplicate", row.name))
         else:
-            seen.add(key)
-            kept.append(row)
-    return kept, drops
+            refuted.add(key)
+            drops.append(Drop(_REFUTED, row.name))
+    drops += [Drop(_REFUTED, row.name) for key, (row, _) in found.items() if key in refuted]
+    return [row for key, (row, _) in found.items() if key not in refuted], drops
 
 
 def _gist(row: Row) -> str:
-    messages = (message for part in row.parts.values() for message in part)
-    texts = (f"{m.role}:{m.content_text}:{m.signature if m.tool_calls else ''}" for m in messages)
-    return content_key(dumps([" ".join(text.split()).casefold() for text in texts]))
+    trained = {name: value for name, value in row.values.items() if name == "trained" or name.endswith("_trained")}
+    said = {column: [_said(message) for message in messages] for column, messages in row.parts.items()}
+    state = [row.lineage.task, list(row.lineage.nodes)] if row.kind == "grpo" else []
+    return content_key(dumps([row.kind, said, trained, state, [tool.wire for tool in row.tools]]))
 
 
-def assign(lineages: Sequence[Lineage], shares: Mapping[str, float], seed: int) -> list[str]:
-    """A split for every row. Rows connected by a task, a session or a trace, however indirectly, go to one split.
+def _said(message: Message) -> list[str]:
+    content = message.content
+    plain = content is None or isinstance(content, str) or all(part.get("type") == "text" for part in content)
+    texts = [message.reasoning or "", message.content_text if plain else dumps(content)]
+    return [message.role, *(" ".join(text.split()).casefold() for text in texts), message.signature if message.tool_calls else ""]
 
-    A group's split follows from its smallest name and `seed` alone, so it stays when other groups come and go. The split with
+
+def assign(
+    lineages: Sequence[Lineage],
+    shares: Mapping[str, float],
+    seed: int,
+    *,
+    by: Sequence[SplitBy] = BY,
+    ties: Sequence[Sequence[str]] = (),
+) -> list[str]:
+    """A split for every row. Rows connected by a task, a trace, what `by` names or their `ties`, however indirectly, go to one split.
+
+    `ties` aligns with `lineages` where it is given (`gates.near.near_ties`). Where one session or user is behind all rows, leave it
+    out of `by`. A group's split follows from its smallest name and `seed` alone, so it stays when other groups come and go. The split with
     the largest share is never left empty: where all groups would go elsewhere, they go there.
     """
-    groups = _connected([list(_ties(lineage, row)) for row, lineage in enumerate(lineages)])
+    more = ties or [()] * len(lineages)
+    groups = _connected([[*_ties(lineage, row, by), *also] for row, (lineage, also) in enumerate(zip(lineages, more, strict=True))])
     chosen = [_draw(group, shares, seed) for group in groups]
     main = max(shares, key=lambda name: shares[name])
     return chosen if main in chosen else [main] * len(chosen)
 
 
-def _ties(lineage: Lineage, row: int) -> Iterable[str]:
-    names = [*(f"session:{s}" for s in lineage.sessions), *(f"trace:{t}" for t in lineage.traces)]
-    if lineage.task is not None:
-        names.append(f"task:{lineage.task}")
+def _ties(lineage: Lineage, row: int, by: Sequence[SplitBy]) -> Iterable[str]:
+    kinds = {"session": lineage.sessions, "user": lineage.users, "task": () if lineage.task is None else (lineage.task,)}
+    names = [
+        *(f"trace:{trace}" for trace in lineage.traces),
+        *(f"{kind}:{name}" for kind in dict.fromkeys(("task", *by)) for name in kinds[kind]),
+    ]
     return names or [f"search:{lineage.search}" if lineage.search else f"row:{row}"]
 
 

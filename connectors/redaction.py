@@ -148,7 +148,7 @@ class Redactor:
 
     def _trace(self, trace: Trace) -> Trace:
         outcome, whole = trace.outcome, trace.completeness
-        return replace(
+        found = replace(
             trace,
             trajectory=self._trajectory(trace.trajectory),
             source=replace(trace.source, uri=self.text(trace.source.uri), dialect=self._name(trace.source.dialect)),
@@ -165,6 +165,7 @@ class Redactor:
             metadata=self.value(trace.metadata),
             completeness=replace(whole, notes=tuple(map(self.text, whole.notes))),
         )
+        return found if all(call.token_ids is None for call in trace.calls) else _without_told_tokens(trace, found)
 
     def _trajectory(self, trajectory: Trajectory) -> Trajectory:
         return Trajectory(
@@ -250,6 +251,19 @@ class Redactor:
         self.counts[kind] += 1
         digest = blake2b(f"{kind}\n{' '.join(value.split())}".encode(errors="surrogatepass"), digest_size=8, key=self._salt[:64])
         return f"[{kind}:redacted:{digest.hexdigest().translate(_LETTERS)}]"
+
+
+def _without_told_tokens(before: Trace, after: Trace) -> Trace:
+    """`after` without the ids of actions that are others than `before`: they would still tell what was redacted."""
+
+    def actions(trace: Trace) -> dict[tuple[int, int], Message]:
+        contexts = enumerate((trace.trajectory, *(sub.trajectory for sub in trace.sub_trajectories)))
+        return {(index, at): step.action for index, context in contexts for at, step in enumerate(context.steps)}
+
+    was, now = actions(before), actions(after)
+    places = [(call, (call.trajectory, call.step)) for call in after.calls]
+    calls = (call if place in was and was[place] == now[place] else replace(call, token_ids=None) for call, place in places)
+    return replace(after, calls=tuple(calls))
 
 
 def added_up(redactors: Iterable[tuple[Counter[str], Mapping[bytes, Counter[str]]]]) -> Counter[str]:

@@ -372,7 +372,8 @@ class Score:
 class Proposal:
     """One candidate action. `prior` is its probability among its siblings in [0, 1], None where the policy can't tell.
 
-    `logprob` is the log-probability of the sampled tokens summed, None where unknown.
+    `logprob` is the log-probability of the sampled tokens summed, None where unknown. `token_ids` are those tokens, the end token among
+    them, in the vocabulary of `model`; None where the policy doesn't tell.
     """
 
     action: Message
@@ -381,6 +382,7 @@ class Proposal:
     usage: Usage = Usage()
     model: str = ""
     finish_reason: str = ""
+    token_ids: tuple[int, ...] | None = None
 
 
 OutcomeSource: TypeAlias = Literal["environment", "harness", "human", "judge", "feedback", "unknown"]
@@ -429,7 +431,8 @@ class Call:
     """The provenance of one model call: which step it produced, and what producing it took. None means not logged.
 
     `model` is the one that answered; where another was asked for, it is `params["model"]`. `streamed` says whether the answer
-    came in pieces, the first of them `first_token_s` seconds after the request.
+    came in pieces, the first of them `first_token_s` seconds after the request. `token_ids` are the tokens that were sampled, the end
+    token among them.
     """
 
     step: int
@@ -445,6 +448,7 @@ class Call:
     streamed: bool | None = None
     first_token_s: float | None = None
     completeness: Completeness = Completeness()
+    token_ids: tuple[int, ...] | None = None
 
     @property
     def inputs(self) -> Coverage:

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from counterplay.core.canonical import dumps, loads
+from counterplay.core.token_ids import without_tokens
 from counterplay.replay.agents.calls import named_error
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class Cleaner:
         parsed = loads(value.decode()) if isinstance(value, bytes) else value
         with self._lock:
             clean = self._redactor.value(parsed, _IDS)
+        clean = clean if clean == parsed else without_tokens(clean)
         return (value if clean == parsed else dumps(clean).encode()) if isinstance(value, bytes) else clean
 
     def _error(self, value: Any) -> Any:

@@ -1,99 +1,124 @@
 """Token ids and labels that train on sampled messages alone, whatever the chat template.
 
-Where a sampled message begins and ends is found by rendering: what the policy was sent (the messages before it, with the
-generation prompt) against the same with the message. A template that rewrites what came before (Qwen3 drops old
-reasoning) makes one conversation several sequences, each exactly what was sent and answered.
+Calls that only append become one sequence with a mask, whose tokens are sent and answered exactly as the policy's were. A template that
+rewrites what came before (Qwen3 drops old reasoning) makes one conversation several sequences. Where the ids that a policy sampled
+were recorded, they are trained on as they are.
 """
 
 from __future__ import annotations
 
-import os.path
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
+
+from counterplay.finetune.answers import Messages, added_pattern, answers, render, shared
+
+__all__ = ["IGNORED", "Messages", "Segment", "encode", "render", "segments", "spliced", "tokenised", "tokenised_pair"]
 
 IGNORED = -100
-
-Messages: TypeAlias = Sequence[Mapping[str, Any]]
-"""OpenAI chat messages as dicts, arguments as objects."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Rendered text and the character spans in it that are trained on: sampled messages with their end token."""
+    """Rendered text and the character spans in it that are trained on: sampled messages with their end token.
+
+    `messages`, `recorded` and `as_sent` align with `spans`: which message it is, the ids recorded for it (None: none), and whether
+    what comes before it is what the policy was sent, which it is but for templates that open an answered turn otherwise.
+    """
 
     text: str
     spans: tuple[tuple[int, int], ...]
+    messages: tuple[int, ...] = ()
+    recorded: tuple[tuple[int, ...] | None, ...] = ()
+    as_sent: tuple[bool, ...] = ()
 
 
-def render(tokenizer: Any, conversations: Sequence[Messages], tools: Sequence[Any] | None, *, ask: bool = False) -> list[str]:
-    """The texts of conversations over one tool set; with `ask`, as a policy is sent them: ending in the generation prompt."""
-    if not conversations:
-        return []
-    texts = tokenizer.apply_chat_template(
-        [list(messages) for messages in conversations], tools=list(tools) if tools else None, tokenize=False, add_generation_prompt=ask
-    )
-    return [str(text) for text in texts]
-
-
-def segments(tokenizer: Any, messages: Messages, tools: Sequence[Any] | None, trained: Sequence[bool]) -> list[Segment]:
+def segments(
+    tokenizer: Any,
+    messages: Messages,
+    tools: Sequence[Any] | None,
+    trained: Sequence[bool],
+    recorded: Sequence[Sequence[int] | None] | None = None,
+) -> list[Segment]:
     """The sequences to train on, usually one. Messages after the last trained one are left out: no loss depends on them.
 
-    Raises ValueError where `trained` does not align with `messages`, and whatever the template raises on them.
+    `recorded` aligns with `messages`: the ids that the policy sampled, end token included, None where they are not known. A message whose
+    recorded text is not what the template makes of it ends its sequence, for later calls were sent the template's wording.
+    Raises ValueError where flags or ids do not align with `messages` or the template leaves out what a message holds, and
+    whatever the template raises on them.
     """
-    if len(trained) != len(messages):
-        msg = f"got {len(trained)} training flags for {len(messages)} messages, wanted one each"
-        raise ValueError(msg)
-    ends = _end_tokens(tokenizer)
+    for name, given in (("training flags", trained), ("entries of recorded ids", recorded)):
+        if given is not None and len(given) != len(messages):
+            msg = f"got {len(given)} {name} for {len(messages)} messages, wanted one each"
+            raise ValueError(msg)
     done: list[Segment] = []
-    indices = [i for i, flag in enumerate(trained) if flag]
-    prompts = render(tokenizer, [messages[:i] for i in indices], tools, ask=True)
-    answers = render(tokenizer, [messages[: i + 1] for i in indices], tools)
-    for sent, answered in zip(prompts, answers, strict=True):
-        start = _common(sent, answered)
-        end = _end_of_message(answered, start, ends)
-        spans: tuple[tuple[int, int], ...] = ()
-        if done and sent.startswith(done[-1].text):
-            spans = done.pop().spans
-        done.append(Segment(answered[:end], (*spans, (start, end))))
+    for answer in answers(tokenizer, messages, tools, [i for i, flag in enumerate(trained) if flag], recorded):
+        before = done.pop() if done and answer.context.startswith(done[-1].text) else Segment("", ())
+        start, end = len(answer.context), len(answer.context) + len(answer.text)
+        done.append(
+            Segment(
+                answer.context + answer.text,
+                (*before.spans, (start, end)),
+                (*before.messages, answer.index),
+                (*before.recorded, answer.ids),
+                (*before.as_sent, answer.as_sent),
+            )
+        )
     return done
 
 
-def _common(sent: str, answered: str) -> int:
-    """Where the answer begins: the end of the prompt, or earlier where the template renders it differently once it is answered."""
-    return len(sent) if answered.startswith(sent) else len(os.path.commonprefix([sent, answered]))  # noqa: RUF071  texts, not paths
-
-
-def _end_tokens(tokenizer: Any) -> tuple[str, ...]:
-    return tuple({token.content for token in tokenizer.added_tokens_decoder.values() if token.special and not token.content.isspace()})
-
-
-def _end_of_message(text: str, start: int, ends: tuple[str, ...]) -> int:
-    """White space that a template writes after the end token is not the model's."""
-    stripped = text.rstrip()
-    return len(stripped) if len(stripped) > start and stripped.endswith(ends) else len(text)
-
-
 def encode(tokenizer: Any, segment: Segment) -> dict[str, list[int]]:
-    """`input_ids` and `labels` (IGNORED outside the spans) of one segment.
+    """`input_ids` and `labels` (IGNORED outside the spans) of one segment."""
+    ids, places = spliced(tokenizer, segment)
+    labels = [IGNORED] * len(ids)
+    for start, end in places:
+        labels[start:end] = ids[start:end]
+    return {"input_ids": ids, "labels": labels}
 
-    Where a token would straddle a span's edge, the text is encoded piece by piece, as it is when a model is sent the prompt and
-    writes the rest.
+
+def spliced(tokenizer: Any, segment: Segment) -> tuple[list[int], list[tuple[int, int]]]:
+    """The token ids of a segment, and where in them each span lies. Recorded ids stand as they are.
+
+    Where a token would straddle a span's edge, or a prompt alone would be cut into other tokens, the text is encoded piece by piece, as it
+    is when a model is sent the prompt and writes the rest.
     """
-    ids, offsets = _whole(tokenizer, segment.text)
-    starts = {start for start, end in offsets if end > start} | {len(segment.text)}
-    if offsets and all(edge in starts for span in segment.spans for edge in span):
-        inside = _membership(segment.spans)
-        return {"input_ids": ids, "labels": [token if inside(start) else IGNORED for token, (start, _) in zip(ids, offsets, strict=True)]}
-    encoded: dict[str, list[int]] = {"input_ids": [], "labels": []}
-    at = 0
-    for start, end in segment.spans:
-        for text, is_trained in ((segment.text[at:start], False), (segment.text[start:end], True)):
-            piece, _ = _whole(tokenizer, text)
-            encoded["input_ids"] += piece
-            encoded["labels"] += piece if is_trained else [IGNORED] * len(piece)
-        at = end
-    return encoded
+    pieces = _cut(tokenizer, segment) or _piecewise(tokenizer, segment)
+    ids: list[int] = []
+    places = []
+    recorded = segment.recorded or (None,) * len(segment.spans)
+    for (context, answer), known in zip(pieces, recorded, strict=True):
+        ids += context
+        places.append((len(ids), len(ids) + len(answer if known is None else known)))
+        ids += answer if known is None else known
+    return ids, places
+
+
+def _cut(tokenizer: Any, segment: Segment) -> list[tuple[list[int], list[int]]]:
+    """Context and answer of every span, cut out of one encoding of the whole; nothing where the edges do not fit."""
+    text, spans = segment.text, segment.spans
+    ids, offsets = _whole(tokenizer, text)
+    at: dict[int, int] = {}
+    for place, (start, end) in enumerate(offsets):
+        if end > start:
+            at.setdefault(start, place)
+    at[len(text)] = len(ids)
+    if not offsets or not all(edge in at for span in spans for edge in span):
+        return []
+    marks = [0, *(match.start() for match in added_pattern(tokenizer).finditer(text))]
+    alone = [marks[max(bisect_left(marks, start) - 1, 0)] for start, _ in spans]
+    prompts = tokenizer([text[mark:start] for mark, (start, _) in zip(alone, spans, strict=True)], add_special_tokens=False)["input_ids"]
+    if any(mark not in at or ids[at[mark] : at[start]] != prompt for mark, (start, _), prompt in zip(alone, spans, prompts, strict=True)):
+        return []
+    befores = [0, *(end for _, end in spans)]
+    return [(ids[at[before] : at[start]], ids[at[start] : at[end]]) for before, (start, end) in zip(befores, spans, strict=False)]
+
+
+def _piecewise(tokenizer: Any, segment: Segment) -> list[tuple[list[int], list[int]]]:
+    befores = [0, *(end for _, end in segment.spans)]
+    pairs = zip(befores, segment.spans, strict=False)
+    text = segment.text
+    return [(_whole(tokenizer, text[before:start])[0], _whole(tokenizer, text[start:end])[0]) for before, (start, end) in pairs]
 
 
 def _whole(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -104,33 +129,43 @@ def _whole(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]
     return encoded["input_ids"], encoded["offset_mapping"]
 
 
-def _membership(spans: Sequence[tuple[int, int]]) -> Any:
-    """A test for positions asked in rising order."""
-    left = list(spans)
-
-    def inside(position: int) -> bool:
-        while left and position >= left[0][1]:
-            left.pop(0)
-        return bool(left) and position >= left[0][0]
-
-    return inside
-
-
-def tokenised(tokenizer: Any, messages: Messages, tools: Sequence[Any] | None, trained: Sequence[bool]) -> list[dict[str, Any]]:
-    """Ready sequences for SFTTrainer: `input_ids` and `labels`, which TRL takes as they are."""
-    return [encode(tokenizer, segment) for segment in segments(tokenizer, messages, tools, trained)]
+def tokenised(
+    tokenizer: Any,
+    messages: Messages,
+    tools: Sequence[Any] | None,
+    trained: Sequence[bool],
+    recorded: Sequence[Sequence[int] | None] | None = None,
+) -> list[dict[str, Any]]:
+    """Ready sequences for SFTTrainer, as `segments` makes them: `input_ids` and `labels`, which TRL takes as they are."""
+    return [encode(tokenizer, segment) for segment in segments(tokenizer, messages, tools, trained, recorded)]
 
 
 def tokenised_pair(tokenizer: Any, row: Mapping[str, Any]) -> dict[str, Any]:
     """Ready ids for DPOTrainer: `prompt_ids` as the policy was sent them, `chosen_ids` and `rejected_ids` as it would write them.
 
-    Where a template renders the prompt alone differently, the completions start where the texts diverge.
+    A side of several messages comes with a mask, `chosen_mask` or `rejected_mask`: 1 where a model sampled the token, by the row's
+    `chosen_trained` and `rejected_trained`. Where a template renders the two prompts differently, the sides start where the texts
+    diverge. Raises ValueError where the template rewrites a side as it goes on, so that it is not one text.
     """
-    prompt, tools = list(row["prompt"]), row.get("tools")
-    (sent,) = render(tokenizer, [prompt], tools, ask=True)
-    texts = render(tokenizer, [[*prompt, *row[side]] for side in ("chosen", "rejected")], tools)
-    start = min(_common(sent, text) for text in texts)
-    ends = _end_tokens(tokenizer)
-    written = [text[start : _end_of_message(text, start, ends)] for text in texts]
-    prompt_ids, chosen_ids, rejected_ids = (_whole(tokenizer, text)[0] for text in (sent[:start], *written))
-    return {"prompt_ids": prompt_ids, "chosen_ids": chosen_ids, "rejected_ids": rejected_ids}
+    sides = {side: _side(tokenizer, row, side) for side in ("chosen", "rejected")}
+    contexts = [segment.text[: segment.spans[0][0]] for segment in sides.values()]
+    start = min(shared(contexts[0], segment.text) for segment in sides.values())
+    pair: dict[str, Any] = {"prompt_ids": _whole(tokenizer, contexts[0][:start])[0]}
+    for side, segment in sides.items():
+        first = len(segment.spans) == 1
+        spans = [(0 if first else begin - start, end - start) for begin, end in segment.spans]
+        encoded = encode(tokenizer, Segment(segment.text[start:], tuple(spans)))
+        pair[f"{side}_ids"] = encoded["input_ids"]
+        if len(row[side]) > 1:
+            pair[f"{side}_mask"] = [int(label != IGNORED) for label in encoded["labels"]]
+    return pair
+
+
+def _side(tokenizer: Any, row: Mapping[str, Any], side: str) -> Segment:
+    prompt, written = list(row["prompt"]), list(row[side])
+    flags = row.get(f"{side}_trained") or [message["role"] == "assistant" for message in written]
+    made = segments(tokenizer, [*prompt, *written], row.get("tools"), [*(False for _ in prompt), *flags])
+    if len(made) != 1:
+        msg = f"the chat template makes {len(made)} texts of the {side} side, wanted one"
+        raise ValueError(msg)
+    return made[0]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, TypeAlias
 
+from counterplay.finetune.answers import left_out
 from counterplay.finetune.kinds import LAYOUTS
 from counterplay.finetune.masks import render
 from counterplay.finetune.portable import control_pattern, has_fraction, neutralise, portable, unfit
@@ -110,8 +111,11 @@ def _measure(row: Row, record: Record, tokenizer: Any) -> tuple[int, str]:
     conversations = [_flat(record, conversation) for conversation in row.conversations]
     try:
         texts = render(tokenizer, conversations, record["tools"])
+        lost = next(filter(None, (left_out(tokenizer, each, record["tools"]) for each in conversations)), "")
     except Exception as error:  # noqa: BLE001  a chat template is foreign code and may raise anything; the row is dropped by name
         return 0, f"the chat template refuses it: {type(error).__name__}: {error}"[:200]
+    if lost:
+        return 0, f"the chat template leaves out {lost}"
     return max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])), ""
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from counterplay.core.canonical import dumps
 from counterplay.core.errors import PolicyError
 from counterplay.core.nouns import Message, Proposal, Usage
+from counterplay.core.token_ids import choice_token_ids
 from counterplay.replay.chat_parsing import MALFORMED, parse_tagged
 
 _ID_TAIL = re.compile(r"[0-9A-Za-z]+\Z")
@@ -74,12 +75,13 @@ class Price:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One answer before priors: `logprob` over `tokens` tokens, None where the server gave none."""
+    """One answer before priors: `logprob` over `tokens` tokens, None where the server gave none; `token_ids` likewise."""
 
     action: Message
     finish_reason: str
     logprob: float | None
     tokens: int
+    token_ids: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ def read_answer(body: bytes, server: str, seeds: Sequence[str], *, parse_text_ca
 def proposals_of(answer: Answer, priors: Sequence[float | None], usage: Usage) -> list[Proposal]:
     """`usage`, which servers give for a whole call, sits on its first proposal."""
     return [
-        Proposal(choice.action, prior, choice.logprob, Usage() if at else usage, answer.model, choice.finish_reason)
+        Proposal(choice.action, prior, choice.logprob, Usage() if at else usage, answer.model, choice.finish_reason, choice.token_ids)
         for at, (choice, prior) in enumerate(zip(answer.choices, priors, strict=True))
     ]
 
@@ -147,7 +149,7 @@ def _choice(choice: _Choice, seed: str, *, parse_text_calls: bool) -> Choice:
         _settle_call(call, f"{seed}\n{at}")
     tokens = choice.logprobs.content if choice.logprobs else None
     logprob = None if tokens is None else sum(token.logprob for token in tokens)
-    return Choice(Message(dumps(fields)), finish, logprob, len(tokens or ()))
+    return Choice(Message(dumps(fields)), finish, logprob, len(tokens or ()), choice_token_ids(choice.model_extra or {}))
 
 
 def _settle_call(call: Any, seed: str) -> None:

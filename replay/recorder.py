@@ -59,6 +59,7 @@ async def play(
                 latency_s=latency_s,
                 started_at_us=started_at_us,
                 finish_reason=chosen.finish_reason or None,
+                token_ids=chosen.token_ids,
             )
         )
         state = state.extend(await environment.step(state, chosen.action))
@@ -229,6 +230,7 @@ def _call_fields(call: Call) -> dict[str, Any]:
         "started_at_us": call.started_at_us,
         "finish_reason": call.finish_reason,
         "response_id": call.response_id,
+        **({} if call.token_ids is None else {"token_ids": call.token_ids}),
     }
 
 

@@ -168,7 +168,9 @@ class TransformersPolicy:
         logprobs, lengths = [draw.logprob for draw in draws], [len(draw.tokens) for draw in draws]
         priors = sibling_priors([action.signature for action in actions], logprobs, lengths)
         return [
-            Proposal(action, prior, draw.logprob, self._usage(request.prompt, at), self.name, _finish_reason(draw, parse))
+            Proposal(
+                action, prior, draw.logprob, self._usage(request.prompt, at), self.name, _finish_reason(draw, parse), tuple(draw.tokens)
+            )
             for at, (action, prior, draw, parse) in enumerate(zip(actions, priors, draws, parsed, strict=True))
         ]
 

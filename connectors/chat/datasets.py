@@ -21,6 +21,7 @@ from counterplay.connectors.steps import StepList, prompt_length, tools_known
 from counterplay.core.canonical import canonical
 from counterplay.core.effects import Effect
 from counterplay.core.nouns import Call, Completeness, LoggedScore, Message, Outcome, Source, SubTrajectory, Trace, Trajectory
+from counterplay.core.token_ids import as_token_ids
 
 _PAIRS = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"))
 _NO = (False, 0, "false", "False")
@@ -219,6 +220,7 @@ def _calls(values: Any, trajectory: Trajectory) -> tuple[Call, ...]:
             started_at_us=facts.count(row.get("started_at_us")) or None,
             finish_reason=facts.word(row.get("finish_reason")),
             response_id=facts.word(row.get("response_id")),
+            token_ids=as_token_ids(row.get("token_ids")),
         )
         for step, row in zip(steps, rows, strict=False)
         if trajectory.steps[step].sampled

@@ -15,6 +15,7 @@ from counterplay.connectors.lines import Entry
 from counterplay.connectors.quick import changed
 from counterplay.core.nouns import Call, Coverage, LoggedScore, Message, Outcome, ToolSpec, Usage
 from counterplay.core.records import Rejected
+from counterplay.core.token_ids import choice_token_ids
 
 REQUEST_KEYS = ("request", "request_params", "request_body", "requestBody", "body", "params", "kwargs", "proxy_server_request")
 RESPONSE_KEYS = ("response", "response_body", "responseBody", "completion", "output")
@@ -195,7 +196,13 @@ def _call(row: Mapping[str, Any], request: Mapping[str, Any], prompt: Prompt, an
         provider=named.own(("custom_llm_provider", "provider")) or answer.provider or ("anthropic" if anthropic else None),
         streamed=streamed,
         first_token_s=_first_token(row) if streamed else None,
+        token_ids=_token_ids(fields.get("choices")),
     )
+
+
+def _token_ids(choices: Any) -> tuple[int, ...] | None:
+    """Of the only choice: which of several the agent went on with, only what follows tells."""
+    return choice_token_ids(facts.record(choices[0])) if isinstance(choices, list) and len(choices) == 1 else None
 
 
 def _usage(row: Mapping[str, Any], answer: Answer) -> Usage:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from counterplay.core.errors import UserError
+from counterplay.finetune.exactness import recorded_in
 from counterplay.finetune.masks import IGNORED, segments, spliced, tokenised
 from counterplay.finetune.records import Record
 from counterplay.finetune.trainers import adapters, check_vocabulary, largest_id, load_model, load_tokenizer
@@ -51,12 +52,25 @@ def train_sft(
     rows = []
     weighted = any(_weights(record) for record in records)
     for record in records:
-        made = _weighted(tokenizer, record) if weighted else tokenised(tokenizer, record["messages"], record["tools"], record["trained"])
+        made = _sequences(tokenizer, record, weighted=weighted)
         check_length(record["name"], max((len(row["input_ids"]) for row in made), default=0), max_length)
         rows += made
     rows.sort(key=lambda row: -len(row["input_ids"]))
     run = Run(Path(model_dir), Path(out_dir), checkpoint_steps, resume, on_step)
     return train(recipe, run, rows, count=len(records), tokenizer=tokenizer, build=_trainer, size=_size)
+
+
+def _sequences(tokenizer: Any, record: Record, *, weighted: bool) -> list[dict[str, Any]]:
+    """Ready ids of a row: those that were sampled where they are recorded, else the text's. Raises UserError by the row's name."""
+    try:
+        if weighted:
+            return _weighted(tokenizer, record)
+        return tokenised(tokenizer, record["messages"], record["tools"], record["trained"], recorded_in(record))
+    except ValueError as error:
+        do = "Export with --tokenizer, which drops such rows by name, or use another chat template."
+        raise UserError(
+            f"row {record['name']} can't be trained on: {error}", "messages that the chat template renders whole", do
+        ) from error
 
 
 def _weights(record: Record) -> list[float]:
@@ -78,7 +92,7 @@ def _weighted(tokenizer: Any, record: Record) -> list[dict[str, Any]]:
     """Ready sequences, as `masks.tokenised` makes them, with the weight of every token."""
     by_message = _weights(record) or [1.0] * len(record["messages"])
     rows = []
-    for segment in segments(tokenizer, record["messages"], record["tools"], record["trained"]):
+    for segment in segments(tokenizer, record["messages"], record["tools"], record["trained"], recorded_in(record)):
         ids, places = spliced(tokenizer, segment)
         labels, weights = [IGNORED] * len(ids), [0.0] * len(ids)
         for (start, end), message in zip(places, segment.messages, strict=True):

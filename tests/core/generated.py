@@ -115,6 +115,7 @@ def traces(draw, ids=names):
         streamed=st.none() | st.booleans(),
         first_token_s=rewards,
         completeness=completeness,
+        token_ids=st.none() | st.lists(st.integers(0, 2**31 - 1), max_size=4).map(tuple),
     )
     return Trace(
         id=draw(ids),

@@ -24,7 +24,7 @@ quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCh
 LATER_TRACE = {"outputs": "full", "open_spans": 0}
 LATER_CALL = {
     **LATER_TRACE, "provider": None, "streamed": None, "first_token_s": None, "tools_known": True, "system_prompt": True,
-    "dropped_attributes": 0, "truncated": False, "redacted": False, "notes": [],
+    "dropped_attributes": 0, "truncated": False, "redacted": False, "notes": [], "token_ids": None,
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from counterplay.core.nouns import Message, Step
 from counterplay.finetune.masks import IGNORED, render, segments, tokenised, tokenised_pair
 from counterplay.finetune.portable import portable
+from tests.finetune.chat_templates import spoken, tokenizer_for, trl_templates
 
 PARTS = {"role": "user", "content": [{"type": "text", "text": "Fine, "}, {"type": "text", "text": "go on."}]}
 PLAIN = (
@@ -34,25 +35,12 @@ def with_template(tokenizer, template):
     return made
 
 
-def spoken(tokenizer, sequence):
-    """The trained stretches of a sequence, decoded."""
-    stretches, open_ids = [], []
-    for token, label in [*zip(sequence["input_ids"], sequence["labels"], strict=True), (None, IGNORED)]:
-        if label != IGNORED:
-            assert label == token
-            open_ids.append(label)
-        elif open_ids:
-            stretches.append(tokenizer.decode(open_ids))
-            open_ids = []
-    return stretches
-
-
 def test_only_sampled_messages_are_trained_on_and_the_context_is_what_was_sent(tokenizer, kit):
     trajectory = kit.trajectory()
     messages, tools = portable(trajectory.messages), [tool.to_openai() for tool in kit.tools]
     trained = [False, False, True, False, False, False, True]
     (sequence,) = tokenised(tokenizer, messages, tools, trained)
-    assert spoken(tokenizer, sequence) == [
+    assert spoken(tokenizer, [sequence])[0] == [
         '<tool_call>\n{"name": "find", "arguments": {"order": 7}}\n</tool_call><|im_end|>',
         "Done.<|im_end|>",
     ]
@@ -86,7 +74,7 @@ def test_a_token_across_the_edge_of_a_message_is_not_made(tokenizer):
     tok = with_template(tokenizer, PLAIN)
     assert any(tok.convert_ids_to_tokens(i).startswith("Ġuser") for i in tok("Assistant: user")["input_ids"]), "else this shows nothing"
     (sequence,) = tokenised(tok, [{"role": "user", "content": "go"}, {"role": "assistant", "content": "user"}], None, [False, True])
-    assert spoken(tok, sequence) == ["user\n"]
+    assert spoken(tok, [sequence])[0] == ["user\n"]
     prompt = tok("user: go\nAssistant: ")["input_ids"]
     assert sequence["input_ids"][: len(prompt)] == prompt
 
@@ -109,7 +97,7 @@ def test_labels_are_the_trained_messages_for_any_text(tokenizer, template, texts
     trained = [m["role"] == "assistant" and data.draw(st.booleans()) for m in messages]
     made = tokenised(tok, messages, None, trained)
     wanted = [m["content"] + end for m, on in zip(messages, trained, strict=True) if on]
-    assert [s for sequence in made for s in spoken(tok, sequence)] == wanted
+    assert [text for texts in spoken(tok, made) for text in texts] == wanted
     assert len(made) <= 1
 
 
@@ -120,7 +108,7 @@ def test_a_template_that_rewrites_history_gives_one_sequence_per_rewriting(token
         messages.append({"role": "assistant", "content": name, "reasoning_content": f"think {name}"})
         messages.append({"role": "tool" if name == "x" else "user", "content": "b"})
     made = tokenised(tok, messages, None, [m["role"] == "assistant" for m in messages])
-    assert [spoken(tok, sequence) for sequence in made] == [
+    assert spoken(tok, made) == [
         ["<think>think x</think>\nx<|im_end|>", "<think>think y</think>\ny<|im_end|>"],
         ["<think>think z</think>\nz<|im_end|>"],
     ]
@@ -141,3 +129,64 @@ def test_a_pair_shares_its_prompt_and_ends_in_the_end_token(tokenizer, kit):
     assert tokenizer.decode(pair["prompt_ids"]) == render(tokenizer, [messages[:2]], None, ask=True)[0]
     assert tokenizer.decode(pair["rejected_ids"]) == "No.<|im_end|>"
     assert tokenizer.decode(pair["chosen_ids"]).endswith("</tool_call><|im_end|>")
+
+
+def test_calls_merged_into_one_row_have_the_gradient_of_a_row_each(kit):
+    from bench.merging import compare
+
+    found = compare("qwen2_5", calls=6, traces=1)
+    assert (found["sequences"], found["rows_one_by_one"]) == (1, 6)
+    assert found["masked_tokens"] == found["masked_tokens_one_by_one"]
+    assert found["fewer"] > 3
+    assert found["gradient_difference"] < 1e-6
+
+
+def test_sixty_calls_are_one_row_of_a_fifteenth_of_the_tokens():
+    from random import Random
+
+    from bench.merging import TOOLS, merged, one_by_one, trace
+
+    tokenizer = tokenizer_for(trl_templates()["qwen2_5"])
+    messages, tools = portable(trace(60, Random(0)).messages), [tool.to_openai() for tool in TOOLS]
+    (together,), apart = merged(tokenizer, messages, tools), list(one_by_one(tokenizer, messages, tools))
+    assert len(apart) == 60
+    assert sum(len(row["input_ids"]) for row in apart) >= 15 * len(together["input_ids"])
+    assert spoken(tokenizer, [together])[0] == [text for row in apart for text in spoken(tokenizer, [row])[0]]
+
+
+@pytest.mark.parametrize("said", ["user", " user", "\nuser", "\n\n\nuser", ""])
+def test_a_prompt_is_cut_into_the_tokens_it_was_sent_as(said):
+    """Alone, the white space at a prompt's end is other tokens than with an answer behind it, though a token begins at the edge."""
+    tok = tokenizer_for(trl_templates()["llama3"], cut=None)
+    messages = [{"role": "user", "content": "go"}, {"role": "assistant", "content": said}]
+    (sequence,) = tokenised(tok, messages, None, [False, True])
+    prompt = tok(render(tok, [messages[:1]], None, ask=True)[0])["input_ids"]
+    assert len(prompt) < len(tok(render(tok, [messages[:1]], None, ask=True)[0] + "user")["input_ids"]) - 1, "else this shows nothing"
+    assert sequence["input_ids"][: len(prompt)] == prompt
+    assert [label != IGNORED for label in sequence["labels"][: len(prompt) + 1]] == [False] * len(prompt) + [True]
+
+
+def test_a_pair_of_longer_sides_is_masked_message_by_message(tokenizer, kit):
+    messages = portable(kit.trajectory().messages)
+    row = {"prompt": messages[:2], "chosen": messages[2:], "rejected": [{"role": "assistant", "content": "No."}], "tools": None}
+    pair = tokenised_pair(tokenizer, {**row, "chosen_trained": [True, False, False, False, True]})
+    assert "rejected_mask" not in pair
+    labels = [token if mask else IGNORED for token, mask in zip(pair["chosen_ids"], pair["chosen_mask"], strict=True)]
+    assert spoken(tokenizer, [{"input_ids": pair["chosen_ids"], "labels": labels}]) == [
+        ['<tool_call>\n{"name": "find", "arguments": {"order": 7}}\n</tool_call><|im_end|>', "Done.<|im_end|>"]
+    ]
+    whole = tokenizer.decode(pair["prompt_ids"] + pair["chosen_ids"])
+    assert whole == render(tokenizer, [messages], None)[0].removesuffix("\n")
+
+
+def test_a_pair_whose_side_the_template_rewrites_is_refused(tokenizer):
+    said = [{"role": "assistant", "content": text, "reasoning_content": "so"} for text in "xy"]
+    user = {"role": "user", "content": "on"}
+    row = {"prompt": [user], "chosen": [said[0], user, said[1]], "rejected": [said[1]], "tools": None}
+    with pytest.raises(ValueError, match="makes 2 texts of the chosen side"):
+        tokenised_pair(with_template(tokenizer, FORGETFUL), row)
+
+
+def test_recorded_ids_that_do_not_align_are_refused(tokenizer):
+    with pytest.raises(ValueError, match="1 entries of recorded ids for 2 messages"):
+        tokenised(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], None, [False, True], [None])

@@ -44,8 +44,8 @@ def openai_line(kind: Kind, record: Mapping[str, Any]) -> Line:
 def sharegpt_line(kind: Kind, record: Mapping[str, Any]) -> Line:
     """A row of kind sft, dpo or kto in ShareGPT form.
 
-    Raises UnsayableError for other kinds, where turns do not alternate, where text stands beside a tool call, and where an answer is not
-    to be trained on, since the format has no mask.
+    Raises UnsayableError for other kinds, where turns do not alternate, where text stands beside a tool call or reasoning before an answer,
+    where a side or a completion is longer than a message, and where an answer is not to be trained on, since the format has no mask.
     """
     columns = {"sft": ("messages",), "dpo": ("prompt",), "kto": ("prompt", "completion")}.get(kind)
     if columns is None:
@@ -55,8 +55,10 @@ def sharegpt_line(kind: Kind, record: Mapping[str, Any]) -> Line:
     if messages and messages[0].get("role") in ("system", "developer"):
         line["system"] = _text(messages[0])
         messages = messages[1:]
-    if kind == "sft" and not all(on for fields, on in zip(record["messages"], record["trained"], strict=True) if _is_answer(fields)):
+    if not all(on for fields, on in _aimed_at(kind, record) if _is_answer(fields)):
         raise UnsayableError("an answer that is not to be trained on")
+    if kind == "kto" and len(record["completion"]) != 1:
+        raise UnsayableError("more than one message in the completion")
     turns = list(_turns(messages))
     while kind != "dpo" and turns and turns[-1]["from"] in _THEIRS:
         turns.pop()  # what came after the last answer is in no loss
@@ -93,6 +95,12 @@ def _call(call: Mapping[str, Any]) -> Line:
     return {"id": call.get("id"), "type": "function", "function": function}
 
 
+def _aimed_at(kind: Kind, record: Mapping[str, Any]) -> Iterable[tuple[Mapping[str, Any], bool]]:
+    """The messages that a format without masks trains on, and whether they are to be."""
+    columns = {"sft": (("messages", "trained"),), "kto": (("completion", "completion_trained"),)}.get(kind, ())
+    return (pair for column, flags in columns for pair in zip(record[column], record[flags], strict=True))
+
+
 def _is_answer(fields: Mapping[str, Any]) -> bool:
     return fields.get("role") == "assistant"
 
@@ -113,6 +121,8 @@ def _turns(messages: Iterable[Mapping[str, Any]]) -> Iterable[Line]:
 
 
 def _turn(fields: Mapping[str, Any]) -> Line:
+    if fields.get("reasoning_content") or fields.get("reasoning"):
+        raise UnsayableError("reasoning")
     calls = [call.get("function") or call for call in fields.get("tool_calls") or ()]
     role = _ROLES.get(str(fields.get("role")))
     if role is None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from counterplay.core.nouns import Grade, Message, State, ToolSpec, Trace
 from counterplay.finetune.evidence import ActionEvidence
-from counterplay.finetune.rows import Drop, Harvest, Lineage, Row, SourcedTree, too_low, whole_prompts
+from counterplay.finetune.rows import Drop, Harvest, Lineage, Row, SourcedTree, too_low, users_of, whole_prompts
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,17 @@ def logged_prompts(traces: Iterable[Trace], *, per_task: int = 1) -> Harvest[GRP
     for trace in traces:
         start = trace.trajectory.prefix(0)
         sessions = () if trace.session is None else (trace.session,)
-        row = _row(start, Lineage(trace.task, (trace.id,), sessions, fork_step=0, nodes=(start.key,), logged=True), 0, 0.0)
+        lineage = Lineage(
+            trace.task,
+            (trace.id,),
+            sessions,
+            fork_step=0,
+            nodes=(start.key,),
+            logged=True,
+            agent=trace.agent,
+            users=users_of(trace),
+        )
+        row = _row(start, lineage, 0, 0.0)
         reason = _refusal(row, Grade.EXACT) or ("" if whole_prompts(trace)[0] else "the prompt is not known whole")
         if reason:
             drops.append(Drop(reason, row.name))

@@ -14,6 +14,7 @@ from counterplay.finetune.beta import incomplete_beta, probability_better
 from counterplay.finetune.ends import ends
 from counterplay.finetune.evidence import Action, ActionEvidence, surest
 from counterplay.finetune.rows import Drop, Harvest, Lineage, Row, SourcedTree, too_low, trained_flags, well_formed
+from counterplay.finetune.trajectories import UNSEEN
 from counterplay.search.tree import Node
 
 
@@ -97,14 +98,15 @@ def kto_trajectory_rows(
 ) -> Harvest[KTORow]:
     """Everything from the fork to an end: desirable where its score is at least `min_score`, undesirable where it is at most `max_score`.
 
-    What tools answered lies in `completion` too and is masked by `completion_trained`, which needs a trainer that reads masks.
+    Ends in between are neither, and are named. What tools answered lies in `completion` too and is masked by `completion_trained`, which
+    needs a trainer that reads masks.
     """
-    rows, drops = [], []
+    rows: list[KTORow] = []
+    drops: list[Drop] = []
     for source in trees:
+        drops += source.drops
         root = len(source.tree.root.state.messages)
         for end in ends(source):
-            if max_score < end.score < min_score:
-                continue
             state = end.node.state
             lineage = replace(
                 source.lineage,
@@ -113,10 +115,13 @@ def kto_trajectory_rows(
                 grade=state.grade,
                 logged=end.logged,
             )
-            flags = trained_flags(state, source.whole(state))[root:]
+            flags = trained_flags(state, source.trainable(state))[root:]
             tools, label = state.tools, end.score >= min_score
-            row = KTORow(state.messages[:root], state.messages[root:], label, tools, 1.0, flags, 1, end.score, lineage)
-            reason = too_low(lineage.grade, min_grade) or ("" if any(flags) else "no step was sampled from a prompt known whole")
+            row = KTORow(
+                state.messages[:root], state.messages[root:], label, tools, 1.0, flags, end.visits, end.score * end.visits, lineage
+            )
+            between = "an end that is neither good nor bad" if max_score < end.score < min_score else ""
+            reason = too_low(lineage.grade, min_grade) or between or ("" if any(flags) else UNSEEN)
             if reason:
                 drops.append(Drop(reason, row.name))
             else:
@@ -158,7 +163,8 @@ def _candidates(
             grade = min([parent.state.grade, action.grade, *(other.grade for other in others if threshold is None)])
             row = _row(evidence.source, parent, action, better, grade)
             malformed = "the action's arguments are not a JSON object" if row.label and not well_formed(action.message) else ""
-            yield row, action.refusal or too_low(grade, min_grade) or malformed or evidence.unseen(parent)
+            unknown = evidence.unseen(parent) or evidence.source.cut(action.nodes[0].state)
+            yield row, action.refusal or too_low(grade, min_grade) or malformed or unknown
 
 
 def _better(action: Action, others: Sequence[Action], threshold: float | None) -> float | None:
@@ -191,8 +197,9 @@ def _settled(rows: Sequence[KTORow], drops: Sequence[Drop], per_task: int) -> Ha
         labels.setdefault(_what(row), set()).add(row.label)
     agreed = [row for row in rows if len(labels[_what(row)]) == 1]
     refused = [Drop("another search has it the other way round", row.name) for row in rows if len(labels[_what(row)]) > 1]
-    kept, over = surest(agreed, lambda row: (row.lineage.unit, row.label), per_task, f"over the cap of {per_task} rows of a label a task")
-    return Harvest(tuple(kept), (*drops, *refused, *over))
+    single, repeated = surest(agreed, _what, 1, "a duplicate")
+    kept, over = surest(single, lambda row: (row.lineage.unit, row.label), per_task, f"over the cap of {per_task} rows of a label a task")
+    return Harvest(tuple(kept), (*drops, *refused, *repeated, *over))
 
 
 def _what(row: KTORow) -> tuple[str, ...]:

@@ -28,8 +28,8 @@ def dpo_rows(
     though the prior leaves them more hope. N and W are counts of played lines (`search.counts.lines`). Children with one signature are
     one action and pool their W and N; actions without a line are no evidence. A pair's grade is the worst of its prompt and of
     everything below its two actions, because their values rest on that. Its margin is the difference of the two posterior means. Pairs
-    that another search has the other way round are left out. The surest are kept: `per_state` of a state, `per_task` of a task (of a
-    trace where no task is known).
+    that another search has the other way round are left out, and so are all but the surest of equal ones. Then the surest are kept:
+    `per_state` of a state, `per_task` of a task (of a trace where no task is known).
     """
     if not 0.5 < tau <= 1.0:
         msg = f"got tau {tau}, wanted a probability above 0.5 and at most 1"
@@ -42,9 +42,10 @@ def dpo_rows(
             else:
                 pairs.append(row)
     rows, refused = _without_contradictions(pairs)
+    rows, repeated = surest(rows, lambda row: (row.lineage.nodes[0], *_sides(row)), 1, "a duplicate")
     rows, over = surest(rows, lambda row: row.lineage.nodes[0], per_state, f"over the cap of {per_state} pairs a state")
     rows, more = surest(rows, lambda row: row.lineage.unit, per_task, f"over the cap of {per_task} pairs a task")
-    return Harvest(tuple(rows), (*drops, *refused, *over, *more))
+    return Harvest(tuple(rows), (*drops, *refused, *repeated, *over, *more))
 
 
 def label_noise(rows: Iterable[Row]) -> float:
@@ -60,7 +61,8 @@ def _candidates(evidence: ActionEvidence, tau: float, min_grade: Grade) -> Itera
             sure = probability_better(chosen.value_sum, chosen.visits, rejected.value_sum, rejected.visits)
             if sure >= tau and chosen.rate > rejected.rate:
                 row = _pair(evidence.source, parent, chosen, rejected, sure)
-                yield row, _refusal(row, chosen, rejected, min_grade) or evidence.unseen(parent)
+                cut = next(filter(None, (evidence.source.cut(action.nodes[0].state) for action in (chosen, rejected))), "")
+                yield row, _refusal(row, chosen, rejected, min_grade) or evidence.unseen(parent) or cut
 
 
 def _pair(source: SourcedTree, parent: Node, chosen: Action, rejected: Action, sure: float) -> DPORow:

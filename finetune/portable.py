@@ -16,6 +16,7 @@ from counterplay.core.nouns import Message, parse_json_object
 
 _MARKERS = r"<\|[^|<>\s]{1,60}\|>|<｜[^｜<>]{1,60}｜>|<(?:start|end)_of_turn>"  # noqa: RUF001  DeepSeek's bars are full width
 _INTEGERS = 2**63
+_OURS = ("assistant", "system", "developer")
 
 
 def portable(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -87,10 +88,10 @@ def control_pattern(tokens: Iterable[str] = ()) -> re.Pattern[str]:
     return re.compile("|".join([*map(re.escape, known), _MARKERS]))
 
 
-def neutralise(messages: Sequence[dict[str, Any]], outside: re.Pattern[str], sampled: re.Pattern[str]) -> tuple[list[dict[str, Any]], int]:
+def neutralise(messages: Sequence[dict[str, Any]], outside: re.Pattern[str], ours: re.Pattern[str]) -> tuple[list[dict[str, Any]], int]:
     """The messages with every control token in their text broken by a space after its first character, and how many there were.
 
-    `outside` is applied to what came from outside (system, user and tool text), `sampled` to what the model wrote.
+    `outside` is applied to what users and tools wrote, `ours` to what the model and its maker wrote: a system prompt may explain markup.
     """
     found = 0
 
@@ -108,7 +109,7 @@ def neutralise(messages: Sequence[dict[str, Any]], outside: re.Pattern[str], sam
             return {key: clean(item, pattern) for key, item in value.items()}
         return value
 
-    return [clean(fields, sampled if fields.get("role") == "assistant" else outside) for fields in messages], found
+    return [clean(fields, ours if fields.get("role") in _OURS else outside) for fields in messages], found
 
 
 def unfit(value: Any) -> str:

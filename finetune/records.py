@@ -40,9 +40,8 @@ def make_records(rows: Iterable[Row], *, tokenizer: Any = None, max_length: int 
     patterns = _control_patterns(tokenizer)
     for row in rows:
         logged = [message for messages in row.parts.values() for message in messages]
-        record, broken = _record(row, patterns)
         columns = LAYOUTS[row.kind].json
-        reason = next(filter(None, (unfit(record[column]) for column in columns)), "")
+        record, broken, reason = _checked(row, patterns)
         if not reason and tokenizer is not None:
             length, reason = _measure(row, record, tokenizer)
             if not reason and max_length is not None and length > max_length:
@@ -58,6 +57,17 @@ def make_records(rows: Iterable[Row], *, tokenizer: Any = None, max_length: int 
         made.fractions += any(has_fraction(record[column]) for column in columns)
         made.undefined += not record["tools"] and any(message.tool_calls for message in logged)
     return made
+
+
+def _checked(row: Row, patterns: tuple[re.Pattern[str], re.Pattern[str]]) -> tuple[Record, int, str]:
+    """The record, how many control tokens were broken, and why it can't be written; an empty reason where it can."""
+    try:
+        record, broken = _record(row, patterns)
+        return record, broken, next(filter(None, map(unfit, record.values())), "")
+    except RecursionError:
+        return {}, 0, "nested too deeply"
+    except ValueError as error:
+        return {}, 0, f"no record can be made of it: {error}"[:200]
 
 
 def _record(row: Row, patterns: tuple[re.Pattern[str], re.Pattern[str]]) -> tuple[Record, int]:
@@ -99,7 +109,7 @@ def _origin(lineage: Lineage) -> Record:
 
 
 def _control_patterns(tokenizer: Any) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """For text from outside: special tokens and markup like <tool_call>. For what a model wrote, whose markup may be meant: special."""
+    """For text of users and tools: special tokens and markup like <tool_call>. For others', whose markup may be meant: special."""
     added = [] if tokenizer is None else list(tokenizer.added_tokens_decoder.values())
     special = [token.content for token in added if token.special]
     markup = [token.content for token in added if re.fullmatch(r"[<\[].+[>\]]", token.content)]

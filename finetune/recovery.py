@@ -137,15 +137,13 @@ def failed_calls(trajectory: Trajectory) -> set[int]:
 
     The same call again in the very next step is a repeated attempt at a passing failure, and the first was not wrong.
     """
-    answers = [_answers(step) for step in trajectory.steps]
     found = set()
-    for at, calls in enumerate(answers):
-        for tool, signature, failed in calls:
-            later = [
-                (then, other) for then in range(at + 1, len(answers)) for name, other, bad in answers[then] if name == tool and not bad
-            ]
-            if failed and later and later[0] != (at + 1, signature):
-                found.add(at)
+    better: dict[str, tuple[int, str]] = {}  # of each tool, the first later call that did better
+    for at in range(len(trajectory) - 1, -1, -1):
+        calls = _answers(trajectory.steps[at])
+        if any(failed and better.get(tool, (at + 1, signature)) != (at + 1, signature) for tool, signature, failed in calls):
+            found.add(at)
+        better |= {tool: (at, signature) for tool, signature, failed in reversed(calls) if not failed}
     return found
 
 

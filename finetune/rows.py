@@ -180,13 +180,17 @@ class Harvest(Generic[AnyRow]):
 
 @dataclass(frozen=True)
 class SourcedTree:
-    """A search tree and the logged traces it grew from: one where a trace was forked, several where runs were stitched, or none."""
+    """A search tree and the logged traces it grew from: one where a trace was forked, several where runs were stitched, or none.
+
+    `drops` are runs that were meant to be in it and can't be.
+    """
 
     tree: SearchTree
     search: str = ""
     task: str | None = None
     fork_step: int = 0
     traces: tuple[Trace, ...] = ()
+    drops: tuple[Drop, ...] = ()
 
     @classmethod
     def of(cls, record: SearchRecord, traces: Iterable[Trace] = ()) -> SourcedTree:
@@ -230,11 +234,33 @@ class SourcedTree:
             verdicts.append(verdict)
         return verdicts
 
+    @cached_property
+    def _logged_outputs(self) -> dict[str, bool]:
+        """Whether the answer that led to each logged state, by state key, is known whole."""
+        known: dict[str, bool] = {}
+        for trace in self.traces:
+            for key, whole in zip(state_keys(trace.trajectory)[1:], whole_outputs(trace), strict=True):
+                known[key] = known.get(key, False) or whole
+        return known
+
+    def cut(self, state: Trajectory) -> str:
+        """Why the last action of `state` may not be taught; empty where it may."""
+        return "" if self._logged_outputs.get(state.key, True) else "an action is not known whole"
+
+    def trainable(self, state: Trajectory) -> list[bool]:
+        """For every step of `state`: are the prompt it was sampled from and its answer known whole?"""
+        outputs = (self._logged_outputs.get(key, True) for key in state_keys(state)[1:])
+        return [whole and answered for whole, answered in zip(self.whole(state), outputs, strict=False)]
+
 
 def users_of(trace: Trace) -> tuple[str, ...]:
     """Whom the agent worked for, as the source says in its metadata, by pseudonym: equal for equal users; empty where it does not say."""
-    named = [user for field in ("user_id", "user") if isinstance(user := trace.metadata.get(field), str) and user]
+    named = [str(user) for field in ("user_id", "user") if (user := trace.metadata.get(field)) != "" and _names(user)]
     return tuple(f"user-{content_key('user', user)[:16]}" for user in named[:1])
+
+
+def _names(user: object) -> bool:
+    return isinstance(user, (str, int)) and not isinstance(user, bool)
 
 
 def state_keys(trajectory: Trajectory) -> list[str]:
@@ -250,14 +276,28 @@ def whole_prompts(trace: Trace, index: int = 0) -> list[bool]:
 
     Calls say so for their step, completeness for steps without a call. A source that cut its texts has no whole prompts.
     """
-    length = len((trace.trajectory, *(sub.trajectory for sub in trace.sub_trajectories))[index])
     by_step = {call.step: call.inputs for call in trace.calls if call.trajectory == index}
-    inputs = (by_step.get(step, trace.completeness.inputs) for step in range(length + 1))
+    inputs = (by_step.get(step, trace.completeness.inputs) for step in range(_length(trace, index) + 1))
     return [coverage in _WHOLE and not trace.completeness.truncated for coverage in inputs]
 
 
+def whole_outputs(trace: Trace, index: int = 0) -> list[bool]:
+    """For every step of a trace's trajectory: was the answer logged whole? Said as `whole_prompts` says it of prompts."""
+    by_step = {call.step: call.completeness.outputs for call in trace.calls if call.trajectory == index}
+    return [by_step.get(step, trace.completeness.outputs) in _WHOLE for step in range(_length(trace, index))]
+
+
+def trainable_steps(trace: Trace, index: int = 0) -> list[bool]:
+    """For every step of a trace's trajectory: were both its prompt and its answer logged whole?"""
+    return [prompt and answer for prompt, answer in zip(whole_prompts(trace, index), whole_outputs(trace, index), strict=False)]
+
+
+def _length(trace: Trace, index: int) -> int:
+    return len((trace.trajectory, *(sub.trajectory for sub in trace.sub_trajectories))[index])
+
+
 def trained_flags(trajectory: Trajectory, whole: Sequence[bool], first: int = 0) -> tuple[bool, ...]:
-    """For every message of a trajectory: may it be trained on? Sampled actions from step `first` on whose prompt is known whole may."""
+    """For every message of a trajectory: may it be trained on? Sampled actions from step `first` on that are `whole` may."""
     flags = [False] * len(trajectory.prompt)
     for index, step in enumerate(trajectory.steps):
         fit = index >= first and whole[index] and step.sampled and step.error is None and well_formed(step.action)

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from counterplay.core.nouns import Grade, Trace, Trajectory
+from counterplay.core.nouns import Grade, Outcome, Trace, Trajectory
 from counterplay.finetune.rows import (
     Drop,
     Harvest,
@@ -14,10 +14,10 @@ from counterplay.finetune.rows import (
     SFTRow,
     SourcedTree,
     too_low,
+    trainable_steps,
     trained_flags,
     users_of,
     verifiers_of,
-    whole_prompts,
 )
 from counterplay.search.tree import Node, SearchTree
 
@@ -65,7 +65,7 @@ def logged_rows(traces: Iterable[Trace], *, min_reward: float = 1.0, min_grade: 
             continue
         drops += [Drop("a sub-agent's context", f"{trace.id}/{sub.agent}") for sub in trace.sub_trajectories if sub.continues is None]
         for index, trajectory in contexts(trace):
-            row = _logged_row(trace, trajectory, whole_prompts(trace, index))
+            row = _logged_row(trace, trajectory, trainable_steps(trace, index))
             reason = too_low(trajectory.grade, min_grade) or ("" if any(row.trained) else UNSEEN)
             if reason:
                 drops.append(Drop(reason, row.name))
@@ -143,10 +143,9 @@ def attempts(trees: Iterable[SourcedTree], traces: Iterable[Trace] = ()) -> dict
     found: dict[str, list[float]] = defaultdict(list)
     seen: set[tuple[str, str]] = set()
     for trace in traces:
-        outcome, unit = trace.outcome, Lineage(trace.task, (trace.id,)).unit
-        value = outcome.reward if outcome.reward is not None else (None if outcome.success is None else float(outcome.success))
+        value, unit = earned(trace.outcome), Lineage(trace.task, (trace.id,)).unit
         if value is not None:
-            found[unit].append(min(1.0, max(0.0, value)))
+            found[unit].append(value)
             seen.add((unit, trace.trajectory.key))
     for tree in trees:
         asked, unit = verified(tree.tree), tree.lineage.unit
@@ -156,6 +155,13 @@ def attempts(trees: Iterable[SourcedTree], traces: Iterable[Trace] = ()) -> dict
                 found[unit].append(min(1.0, max(0.0, value)))
                 seen.add((unit, leaf.state.key))
     return dict(found)
+
+
+def earned(outcome: Outcome) -> float | None:
+    """What a logged run came to, in [0, 1]: its reward, and 0 whatever the reward where it is said to have failed; None where unknown."""
+    if outcome.reward is None:
+        return None if outcome.success is None else float(outcome.success)
+    return 0.0 if outcome.success is False else min(1.0, max(0.0, outcome.reward))
 
 
 def no_success(trace: Trace, min_reward: float) -> str:
@@ -198,7 +204,7 @@ def leaf_row(source: SourcedTree, leaf: Node, first: int = 0) -> SFTRow:
         grade=leaf.state.grade,
         logged=all(node.logged for node in leaf.path()[1:]),
     )
-    trained = trained_flags(leaf.state, source.whole(leaf.state), first)
+    trained = trained_flags(leaf.state, source.trainable(leaf.state), first)
     return SFTRow(leaf.state.messages, trained, leaf.state.tools, worth(leaf, verified=verified(source.tree)), lineage)
 
 

@@ -85,6 +85,7 @@ def _harvest(
     rows: list[DPORow] = []
     drops: list[Drop] = []
     for source in trees:
+        drops += source.drops
         evidence, mine = ActionEvidence(source), []
         for pair, reason in find(evidence):
             row = _row(evidence, *pair)
@@ -102,7 +103,7 @@ def _harvest(
 def _row(evidence: ActionEvidence, fork: Node, chosen: End, rejected: End, margin: float) -> DPORow:
     source, states = evidence.source, (chosen.node.state, rejected.node.state)
     start = len(fork.state.messages)
-    good, bad = (trained_flags(state, source.whole(state))[start:] for state in states)
+    good, bad = (trained_flags(state, source.trainable(state))[start:] for state in states)
     (won, played), (lost, others) = (_tally(evidence, fork, end) for end in (chosen, rejected))
     lineage = replace(
         source.lineage,

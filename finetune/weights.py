@@ -120,6 +120,8 @@ def _of_messages(row: SFTRow, source: SourcedTree, leaf: Node) -> list[float]:
     weights = [0.0] * len(row.messages)
     at = len(leaf.state.prompt)
     for index, step in enumerate(leaf.state.steps):
+        if at >= len(weights):
+            break  # a row may end before its line does
         weights[at] = by_step.get(index, 0.0) * row.trained[at]
         at += len(step.messages)
     return weights

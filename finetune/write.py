@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -32,6 +32,9 @@ Format: TypeAlias = Literal["parquet", "jsonl", "openai", "sharegpt"]
 
 Ties: TypeAlias = Callable[[Sequence[Row]], Sequence[Sequence[str]]]
 """Names for every row; rows that have one in common stay in one split."""
+
+GROUP_CHARS = 1 << 28
+"""How much JSON text a row group of a Parquet file holds, unless one row is longer: at 4 bytes a character half of what Arrow can."""
 
 NINE_TO_ONE: Mapping[str, float] = {"train": 0.9, "test": 0.1}
 
@@ -233,13 +236,39 @@ def _write(folder: Path, parts: Mapping[str, list[Record]], lines: _Lines, repor
         for name, records in named.items():
             if records:
                 (folder / place / f"{name}.jsonl").write_text("".join(dumps(record) + "\n" for record in records), encoding="utf-8")
-    (folder / "README.md").write_text(card(report), encoding="utf-8")
-    (folder / MANIFEST).write_text(json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    escaped = {"encoding": "utf-8", "errors": "backslashreplace"}  # names of what was left out may hold lone surrogates
+    (folder / "README.md").write_text(card(report), **escaped)
+    (folder / MANIFEST).write_text(json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n", **escaped)
 
 
 def _write_parquet(path: Path, kind: Kind, records: Sequence[Record]) -> None:
-    import pyarrow as pa
     import pyarrow.parquet as pq
+
+    groups = (_table(kind, group) for group in _groups(records, LAYOUTS[kind].json))
+    first = next(groups)
+    with pq.ParquetWriter(path, first.schema, compression="zstd") as writer:
+        writer.write_table(first)
+        for table in groups:
+            writer.write_table(table)
+
+
+def _groups(records: Iterable[Record], columns: Sequence[str]) -> Iterator[list[Record]]:
+    """The records with the items of `columns` as JSON text, in groups of about `GROUP_CHARS`: a column of Arrow's holds 2 GiB."""
+    group: list[Record] = []
+    size = 0
+    for record in records:
+        texts = {column: None if record[column] is None else [dumps(item) for item in record[column]] for column in columns}
+        more = sum(len(text) for column in texts.values() for text in column or ())
+        if group and size + more > GROUP_CHARS:
+            yield group
+            group, size = [], 0
+        group.append({**record, **texts})
+        size += more
+    yield group
+
+
+def _table(kind: Kind, records: Sequence[Record]) -> Any:
+    import pyarrow as pa
 
     arrays, features = {}, {}
     layout = LAYOUTS[kind]
@@ -255,14 +284,13 @@ def _write_parquet(path: Path, kind: Kind, records: Sequence[Record]) -> None:
         feature: dict[str, Any] = {"dtype": name, "_type": "Value"}
         arrays[column] = pa.array(values, pa.list_(arrow) if isinstance(declared, list) else arrow)
         features[column] = {"feature": feature, "_type": "List"} if isinstance(declared, list) else feature
-    table = pa.table(arrays).replace_schema_metadata({"huggingface": dumps({"info": {"features": features}})})
-    pq.write_table(table, path, compression="zstd")
+    return pa.table(arrays).replace_schema_metadata({"huggingface": dumps({"info": {"features": features}})})
 
 
-def _json_lists(values: Sequence[Sequence[Any] | None]) -> Any:
+def _json_lists(values: Sequence[Sequence[str] | None]) -> Any:
     import pyarrow as pa
 
-    texts = pa.array([dumps(item) for value in values for item in value or ()], pa.string())
+    texts = pa.array([item for value in values for item in value or ()], pa.string())
     offsets = [0]
     for value in values:
         offsets.append(offsets[-1] + len(value or ()))

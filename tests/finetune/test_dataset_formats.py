@@ -7,7 +7,7 @@ import pytest
 
 from counterplay.core.errors import UserError
 from counterplay.core.nouns import Message, Step, ToolCall
-from counterplay.finetune.kto import kto_rows
+from counterplay.finetune.kto import KTORow, kto_rows
 from counterplay.finetune.pairs import dpo_rows
 from counterplay.finetune.rows import Lineage, SFTRow
 from counterplay.finetune.trajectories import logged_rows
@@ -122,6 +122,35 @@ def test_what_sharegpt_can_t_say_is_counted_by_reason(kit, tmp_path):
     _, parallel = lines(tmp_path / "d", "sharegpt")
     assert json.loads(parallel["conversations"][1]["value"]) == [{"name": "find", "arguments": {"order": i}} for i in (1, 2)]
     assert parallel["conversations"][2] == {"from": "observation", "value": "one\ntwo"}
+
+
+def test_sharegpt_has_no_mask_for_labels_and_no_place_for_reasoning(kit, tmp_path):
+    def label(*completion, trained):
+        return KTORow(kit.state().messages, completion, True, kit.tools, trained=trained, lineage=Lineage("t"))
+
+    answer = kit.say("Done.")
+    ways = [
+        label(kit.call("find", order=7), Message.tool("found", "c1"), answer, trained=(True, False, True)),
+        label(answer, trained=(True,)),
+        label(kit.say("Not mine."), trained=(False,)),
+        label(Message.assistant("Thought out.", reasoning="Let me think."), trained=(True,)),
+    ]
+    report = write_dataset(ways, tmp_path / "kto", split=ALL, formats=("parquet", "sharegpt"))
+    assert report.unsayable["sharegpt"] == {
+        "more than one message in the completion": 1,
+        "an answer that is not to be trained on": 1,
+        "reasoning": 1,
+    }
+    (line,) = lines(tmp_path / "kto", "sharegpt")
+    assert line["conversations"][-1] == {"from": "gpt", "value": "Done."}
+    thinking = kit.state().extend(Step(Message.assistant("Thought out.", reasoning="Let me think."), terminated=True))
+    report = write_dataset([row(thinking), row(kit.trajectory())], tmp_path / "sft", split=ALL, formats=("parquet", "sharegpt"))
+    assert report.unsayable["sharegpt"] == {"reasoning": 1}
+    pair = dpo_rows([kit.tree()]).rows[0]
+    report = write_dataset(
+        [pair, replace(pair, rejected=(ways[3].completion[0],))], tmp_path / "dpo", split=ALL, formats=("parquet", "sharegpt")
+    )
+    assert report.unsayable["sharegpt"] == {"reasoning": 1}
 
 
 def test_an_unknown_format_is_refused(kit, tmp_path):

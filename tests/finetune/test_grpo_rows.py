@@ -5,6 +5,7 @@ from collections import Counter
 
 from counterplay.core.nouns import Grade, Message
 from counterplay.finetune.grpo import grpo_rows, logged_prompts
+from counterplay.finetune.trajectories import logged_rows
 from counterplay.finetune.write import read_dataset, write_dataset
 from tests.finetune.forks import fork
 
@@ -49,6 +50,13 @@ def test_logged_tasks_begin_once(kit):
     harvest = logged_prompts(traces)
     assert [(row.lineage.task, row.lineage.fork_step, row.played) for row in harvest.rows] == [("a", 0, 0)]
     assert reasons(harvest) == {"a duplicate": 1, "the prompt is not known whole": 1, "the task is not known": 1}
+
+
+def test_logged_prompts_say_who_played_and_for_whom(kit):
+    trace = kit.trace("a", agent="clerk", metadata={"user_id": "bob"})
+    (row,), (whole,) = logged_prompts([trace]).rows, logged_rows([trace]).rows
+    assert (row.lineage.agent, row.lineage.users) == ("clerk", whole.lineage.users)
+    assert len(row.lineage.users) == 1
 
 
 def test_the_exact_state_is_in_the_file_whatever_the_prompt_was_made_into(kit, tmp_path):

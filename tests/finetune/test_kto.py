@@ -77,6 +77,12 @@ def test_searches_that_contradict_each_other_teach_nothing(kit):
     assert reasons(harvest) == {"another search has it the other way round": 4}
 
 
+def test_equal_answers_of_several_searches_take_one_place_of_the_cap(kit):
+    harvest = kto_rows([kit.tree(search=name) for name in "abc"], per_task=1)
+    assert Counter(row.label for row in harvest.rows) == {True: 1, False: 1}
+    assert reasons(harvest) == {"a duplicate": 4}
+
+
 def test_the_cap_counts_each_label(kit):
     source = kit.tree()
     for amount in (60, 70, 80):
@@ -94,6 +100,7 @@ def test_whole_ways_to_the_end_are_masked(kit):
     harvest = kto_trajectory_rows([source])
     assert [row.label for row in harvest.rows] == [True, True, False], "an end between the two bounds is neither"
     row = harvest.rows[0]
+    assert reasons(harvest) == {"an end that is neither good nor bad": 1}
     assert row.prompt == source.tree.root.state.messages
     assert [m.role for m in row.completion] == ["assistant", "tool", "assistant"]
     assert row.trained == (True, False, True)

@@ -97,6 +97,14 @@ def test_control_tokens_are_broken_in_text_arguments_and_parts():
     assert neutralise(cleaned, outside, sampled) == (cleaned, 0)
 
 
+def test_a_system_prompt_may_explain_markup_and_may_hold_no_special_token():
+    outside, ours = control_pattern(["<tool_call>", "<|im_end|>"]), control_pattern(["<|im_end|>"])
+    text = "Call as <tool_call>{...}</tool_call>, never with <|im_end|>."
+    roles = ("system", "developer", "assistant", "user", "tool", "function")
+    cleaned, _ = neutralise([{"role": role, "content": text} for role in roles], outside, ours)
+    assert [("<tool_call>" in m["content"], "<|im_end|>" in m["content"]) for m in cleaned] == [(True, False)] * 3 + [(False, False)] * 3
+
+
 def test_what_a_json_column_cannot_hold():
     assert unfit([{"content": "a\ud800"}]) == "text with a lone surrogate"
     assert unfit([{"a": [{"b": 2**63}]}]) == "an integer of more than 64 bits"

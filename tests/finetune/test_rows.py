@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from counterplay.core.nouns import Completeness, Grade, Message, Outcome, Step, SubTrajectory, ToolCall, Trajectory
+from counterplay.core.nouns import Call, Completeness, Grade, Message, Outcome, Step, SubTrajectory, ToolCall, Trajectory
+from counterplay.finetune.kto import kto_rows, kto_trajectory_rows
+from counterplay.finetune.merged import merged_logs
 from counterplay.finetune.pairs import dpo_rows, label_noise
-from counterplay.finetune.rows import SourcedTree, state_keys
+from counterplay.finetune.rows import SourcedTree, state_keys, users_of, whole_prompts
 from counterplay.finetune.trajectories import logged_rows, sft_rows
 from counterplay.search.tree import SearchTree
 
@@ -189,6 +191,55 @@ def test_searches_that_contradict_each_other_teach_nothing(kit):
     harvest = dpo_rows([kit.tree(), kit.tree(good=(4, 0.0), bad=(4, 4.0))])
     assert not harvest.rows
     assert reasons(harvest) == {"another search has it the other way round": 2}
+
+
+def test_equal_pairs_of_several_searches_take_one_place_of_the_cap(kit):
+    def searched(name):
+        source = kit.tree(search=name)
+        third = source.tree.add(source.tree.root, kit.step(kit.call("refund", order=7, amount=60), "ok"))
+        third.visits, third.value_sum = 3, 0.0
+        return source
+
+    for searches in (["a"], ["a", "b"], ["a", "b", "c"]):
+        harvest = dpo_rows([searched(name) for name in searches], per_state=2)
+        assert {row.rejected[0].tool_calls[0].args["amount"] for row in harvest.rows} == {50, 60}
+        assert reasons(harvest) == ({"a duplicate": 2 * len(searches) - 2} if len(searches) > 1 else {})
+
+
+def test_an_answer_that_is_not_known_whole_is_not_taught(kit):
+    calls = tuple(Call(i, completeness=Completeness(outputs=known)) for i, known in enumerate(("full", "partial", "none")))
+    trace = kit.trace(calls=calls)
+    (row,) = logged_rows([trace]).rows
+    assert [on for m, on in zip(row.messages, row.trained, strict=True) if m.role == "assistant"] == [True, False, False]
+    assert whole_prompts(trace) == [True] * 4, "the prompts are whole all the same"
+    unsaid = kit.trace(calls=(), completeness=Completeness(outputs="partial"))
+    assert reasons(logged_rows([unsaid])) == {"no step was sampled from a prompt known whole": 1}
+    cut = kit.trace(
+        calls=tuple(replace(call, completeness=Completeness(outputs="partial" if call.step == 0 else "full")) for call in calls)
+    )
+    tree = kit.tree(cut.trajectory.prefix(1), traces=(cut,))
+    (searched,) = sft_rows([tree]).rows
+    assert [on for m, on in zip(searched.messages, searched.trained, strict=True) if m.role == "assistant"] == [False, True, True]
+    assert len(dpo_rows([tree]).rows) == 1
+    cut = kit.trace(calls=calls[:2])
+    played = kit.tree(cut.trajectory.prefix(1), bad=(0, 0.0), traces=(cut,))
+    logged = played.tree.add(played.tree.root, cut.trajectory.steps[1], logged=True)
+    logged.visits, logged.value_sum = 4, 0.0
+    played.tree.nodes[1].step = replace(played.tree.nodes[1].step, action=kit.call("refund", "g", order=7, amount=6))
+    played.tree.nodes[1].state = played.tree.root.state.extend(played.tree.nodes[1].step)
+    assert reasons(dpo_rows([played])) == {"an action is not known whole": 1}
+    assert reasons(kto_rows([played])) == {"an action is not known whole": 1}
+    (way,) = kto_trajectory_rows(merged_logs([kit.trace(calls=calls[:2])])).rows
+    assert way.trained == (True, False, False, False, True)
+
+
+def test_users_have_pseudonyms_whether_they_are_numbers_or_names(kit):
+    def of(**metadata):
+        return users_of(kit.trace(metadata=metadata))
+
+    assert of(user_id=12345) == of(user_id="12345") == of(user_id="", user=12345)
+    assert len(of(user_id=0)) == 1
+    assert of(user_id=True) == of(user_id=None) == of(user_id="") == of(user_id=1.5) == ()
 
 
 def test_a_stored_search_finds_its_traces(kit):

@@ -23,6 +23,7 @@ from counterplay.core.nouns import (
     steps_of,
 )
 from counterplay.core.tool_errors import is_error
+from counterplay.finetune import recovery
 from counterplay.finetune.improved import improved_rows, surely_higher
 from counterplay.finetune.masks import tokenised
 from counterplay.finetune.records import make_records
@@ -252,6 +253,25 @@ def test_a_failed_call_that_was_put_right_is_a_recovery_in_a_log(kit):
         "no step of a success went wrong and was made good": 1,
         "the logged run did not succeed": 1,
     }
+
+
+def test_failed_calls_are_found_in_one_pass(kit, monkeypatch):
+    looked = []
+    monkeypatch.setattr(recovery, "is_error", lambda message: looked.append(message) or "Error" in message.content)
+    steps = [kit.step(kit.call("find", order=place), "Error: no" if place % 2 else "found") for place in range(300)]
+
+    class Counted(list):
+        read = 0
+
+        def __iter__(self):
+            Counted.read += len(self)
+            return super().__iter__()
+
+    monkeypatch.setattr(recovery, "_answers", lambda step, plain=recovery._answers: Counted(plain(step)))
+    found = failed_calls(Trajectory((), (), (*steps, kit.step(kit.call("find", order=1), "found"))))
+    assert found == set(range(1, 300, 2))
+    assert len(looked) == 301
+    assert Counted.read < 1500
 
 
 def test_a_failed_call_in_a_tree_is_wrong_whatever_the_counts(kit):

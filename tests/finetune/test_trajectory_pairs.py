@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from counterplay.core.nouns import Grade, Outcome, Score, Step
+from counterplay.core.nouns import Grade, Message, Outcome, Score, Step
+from counterplay.finetune.ends import ends
+from counterplay.finetune.kto import kto_trajectory_rows
 from counterplay.finetune.merged import merged_logs
 from counterplay.finetune.reward import reward_rows
 from counterplay.finetune.rows import Harvest, SourcedTree
@@ -120,13 +122,70 @@ def test_logged_runs_fork_where_they_first_differ(kit):
 
     traces = [run("good", 5, 1.0), run("bad", 50, 0.0), run("same", 50, 0.0), run("unknown", 60, 0.0, outcome=Outcome())]
     sources = merged_logs([*traces, kit.trace(None), kit.trace("other", outcome=Outcome(success=False))])
-    assert [(source.task, len(source.tree.finished())) for source in sources] == [("t1", 2), ("other", 1)]
+    assert [(source.task, len(source.tree.finished())) for source in sources] == [("t1", 2), (None, 0), ("other", 1)]
+    assert [(drop.reason, drop.name) for source in sources for drop in source.drops] == [
+        ("the outcome is unknown", "unknown"),
+        ("the task is not known", "trace-None-1-5"),
+    ]
     tree = sources[0].tree
     assert (tree.root.visits, tree.root.value_sum) == (3, 1.0)
     (row,) = trajectory_rows(sources).rows
     assert (row.lineage.fork_step, row.lineage.logged, row.lineage.verifiers) == (1, True, ("outcome@",))
     assert row.visits == (1, 2)
     assert trajectory_rows(merged_logs([run("good", 5, 1.0), run("told", 50, 1.0, outcome=Outcome(1.0, success=False))])).rows
+
+
+@pytest.mark.parametrize("seen", [lambda place: "ok", lambda place: f"at {place}"], ids=["same", "other answers"])
+def test_runs_that_act_alike_are_one_end_of_their_mean_in_any_order(kit, seen):
+    def run(place, said, reward):
+        steps = (kit.step(kit.call("find", order=7), seen(place)), Step(kit.say(said), terminated=True))
+        return replace(kit.trace(), id=f"{said}-{place}", trajectory=replace(kit.state(), steps=steps), outcome=Outcome(reward))
+
+    def ways(rewards):
+        runs = [run(place, "A", reward) for place, reward in enumerate(rewards)]
+        return merged_logs([*runs, run(9, "B", 0.0)])
+
+    for rewards in ([0.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0, 0.0]):
+        found = ends(ways(rewards)[0])
+        assert [(end.node.state.steps[-1].action.content, end.score, end.visits) for end in found] == [("A", 0.25, 4), ("B", 0.0, 1)]
+        assert not trajectory_rows(ways(rewards)).rows, "one success of four is no way to prefer"
+        unsure = kto_trajectory_rows(ways(rewards))
+        assert [(row.label, row.visits) for row in unsure.rows] == [(False, 1)]
+        assert reasons(unsure) == {"an end that is neither good nor bad": 1}
+    (row,) = kto_trajectory_rows(ways([1.0] * 4)).rows[:1]
+    assert (row.label, row.visits, row.value_sum) == (True, 4, 4.0)
+    (pair,) = trajectory_rows(ways([1.0] * 4), per_tree=1).rows
+    assert (pair.chosen[-1].content, pair.rejected[-1].content) == ("A", "B")
+
+
+def test_a_stale_line_says_nothing_of_those_that_act_like_it(kit):
+    source = fork(kit, good=1, bad=1)
+    false = fork(kit, good=1, bad=0, grade=Grade.STALE).tree
+    acted, said = (node.step for node in false.nodes[1:])
+    node = source.tree.add(source.tree.add(source.tree.root, replace(acted, observations=(Message.tool("old", "r"),))), said)
+    node.score = Score(0.0, "books", "ledger", "2")
+    node.backup(0.0)
+    assert [(end.score, end.visits) for end in ends(source)] == [(1.0, 1), (0.0, 1)]
+
+
+def test_runs_that_can_t_be_merged_are_named_by_every_kind_of_row(kit):
+    whole = kit.trace()
+    failed = replace(whole.trajectory.steps[0], error="timeout")
+    odd = replace(whole, id="odd", trajectory=replace(whole.trajectory, steps=(failed, *whole.trajectory.steps[1:])))
+    short = replace(whole, id="short", trajectory=whole.trajectory.prefix(1))
+    empty = replace(whole, id="empty", trajectory=whole.trajectory.prefix(0))
+    traces = [short, odd, empty, replace(whole, id="loose", task=None), replace(whole, id="unknown", outcome=Outcome()), whole]
+    expected = {
+        ("another run goes on from its end", "short"),
+        ("the run went on after an end", "odd"),
+        ("the run has no step", "empty"),
+        ("the task is not known", "loose"),
+        ("the outcome is unknown", "unknown"),
+    }
+    for harvest in (kto_trajectory_rows(merged_logs(traces)), trajectory_rows(merged_logs(traces)), shorter_rows(merged_logs(traces))):
+        assert {(drop.reason, drop.name) for drop in harvest.drops} == expected
+    (row,) = kto_trajectory_rows(merged_logs(traces)).rows
+    assert row.lineage.traces == ("short", whole.id)
 
 
 def test_reward_rows_keep_everything_and_the_margin(kit):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from counterplay.core.nouns import Outcome, Score
 from counterplay.finetune.rows import Harvest
 from counterplay.finetune.trajectories import attempts, logged_rows, sft_rows
+from counterplay.finetune.variants import per_call_rows
 from counterplay.finetune.weights import advantage_weighted, advantages, chances, importance, normalised, oreal_weighted, reshaped
 from counterplay.finetune.write import read_dataset, write_dataset
 
@@ -115,6 +116,21 @@ def test_the_steps_of_logs_weigh_alike_and_all_of_them_mean_one(kit):
     assert len({weight for weight, on in zip(logged.step_weights, logged.trained, strict=True) if on}) == 1
     assert all(not weight for row in made.rows for weight, on in zip(row.step_weights, row.trained, strict=True) if not on)
     assert sorted(drop.reason for drop in made.drops) == ["the logged run did not succeed"] * 4
+
+
+def test_rows_of_single_calls_end_before_their_line_does(kit):
+    trees, logs = [kit.tree()], [kit.trace(reward=0.0)]
+    made = oreal_weighted(per_call_rows(trees), trees, logs)
+    # as in the whole row: 0 for the step before the root, then 2 / 3 and 1, over their mean 5 / 6
+    assert [row.step_weights[-1] for row in made.rows] == pytest.approx([4 / 5, 6 / 5])
+    assert all(len(row.step_weights) == len(row.messages) for row in made.rows)
+    assert reasons(made)["no trained step of it raises its chances above one half"] == 1
+
+
+def test_a_reward_counts_for_nothing_where_the_run_is_said_to_have_failed(kit):
+    logs = [kit.trace(outcome=Outcome(1.0, success=False)), kit.trace(amount=6)]
+    assert attempts([], logs) == {"t1": [0.0, 1.0]}
+    assert [row.weight for row in advantage_weighted(logged_rows(logs), [], logs).rows] == [1.0]
 
 
 def test_a_row_whose_trained_steps_lead_nowhere_is_left_out(kit):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from counterplay.core.canonical import loads
 from counterplay.core.errors import UserError
 from counterplay.core.nouns import Message, Step, ToolCall, ToolSpec, Trajectory
+from counterplay.finetune import write
 from counterplay.finetune.masks import render
 from counterplay.finetune.pairs import dpo_rows
 from counterplay.finetune.rows import DPORow, Harvest, Lineage, SFTRow
@@ -262,3 +263,40 @@ def test_the_card_says_where_tools_are_called_that_the_log_does_not_define(kit, 
     report = write_dataset(logged_rows([bare]), tmp_path / "bare", split={"train": 1.0})
     assert report.undefined == 1
     assert "1 rows call tools that their logs do not define" in (tmp_path / "bare" / "README.md").read_text()
+
+
+def _answered(text, **lineage):
+    return SFTRow((Message.user("q"), Message.assistant(text)), (False, True), score=1.0, lineage=Lineage(**{"task": text, **lineage}))
+
+
+def test_a_row_that_no_file_can_hold_is_named_and_ends_nothing(tmp_path):
+    deep = {}
+    for _ in range(500):
+        deep = {"a": deep}
+    nested = Message.assistant(None, [ToolCall("c", "f", json.dumps(deep))])
+    rows = [
+        _answered("fine"),
+        replace(_answered("deep"), messages=(Message.user("q"), nested)),
+        _answered("of a task", task="odd \ud800"),
+        _answered("of an agent", agent="odd \ud800"),
+        replace(_answered("endless"), score=float("inf")),
+    ]
+    report = write_dataset(rows, tmp_path / "d", split=ALL)
+    assert report.dropped == {"text with a lone surrogate": 2, "nested too deeply": 1, "a number that is not finite": 1}
+    assert [record["task"] for record in read_dataset(tmp_path / "d")[1]] == ["fine"]
+    manifest = json.loads((tmp_path / "d" / "counterplay.json").read_text(encoding="utf-8"))
+    assert any(drop["name"].startswith("odd \ud800/") for drop in manifest["drops"])
+
+
+def test_long_columns_are_written_in_several_row_groups(tmp_path, load, monkeypatch):
+    import pyarrow.parquet as pq
+
+    rows = [_answered(f"{place} " + "x" * 300) for place in range(9)]
+    write_dataset(rows, tmp_path / "whole", split=ALL)
+    monkeypatch.setattr(write, "GROUP_CHARS", 1000)
+    write_dataset(rows, tmp_path / "cut", split=ALL)
+    sizes = [pq.ParquetFile(tmp_path / name / "data" / "train.parquet").num_row_groups for name in ("whole", "cut")]
+    assert sizes[0] == 1
+    assert 3 <= sizes[1] <= 9
+    assert read_dataset(tmp_path / "cut") == read_dataset(tmp_path / "whole")
+    assert load(tmp_path / "cut").to_list() == load(tmp_path / "whole").to_list()

@@ -7,7 +7,7 @@ was logged since, and with them the trees that it finished: a share is part of a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from counterplay.core.budget import KINDS, Amounts, Budget
@@ -37,8 +37,9 @@ class Division:
 class Shares:
     """The shares of one job: of everything that is one command but for its traces. `key` identifies it.
 
-    A trace that was given a share keeps it. Others wait for a job under way to end; then they get a whole budget of their own, for which
-    those that got nothing before compete again. What a job reads of other logged runs stays as it first found it, too. `end` says that the
+    A trace that was given a share keeps it. Others wait for a job under way to end; then they get a whole budget of their own, less the
+    shares beside them that are still to be used, and those that got nothing before compete again. A command of other traces alone ends a
+    job that was killed and is a job of its own. What a job reads of other logged runs stays as it first found it, too. `end` says that the
     job has come to its end.
     """
 
@@ -52,9 +53,10 @@ class Shares:
         """The division over these traces, made now where one of them was not asked about before."""
         whole, shares = Budget.parse(self.plan.budget), self.kept["shares"]
         divided, new = _divisible(whole), [trace for trace in traces if trace.id not in shares]
-        if self.kept["ended"]:
+        known = shares.keys() | self.kept["passed"].keys()
+        if self.kept["ended"] or (known and not any(trace.id in known for trace in traces)):
             if divided and any(trace.id not in self.kept["passed"] for trace in new):
-                made = divide(self.store, new, self.plan)
+                made = divide(self.store, new, self._left(traces))
                 self.kept["shares"] = shares = {**shares, **{trace: _counted(make().limits) for trace, make in made.budgets.items()}}
                 self.kept["passed"] = dict(made.skipped)
             self.kept["number"] += 1
@@ -65,6 +67,16 @@ class Shares:
         common = whole.limits.seconds
         budgets = {t.id: self.plan.made_of(Amounts(**shares[t.id], seconds=common), whole) for t in traces if t.id in shares}
         return Division(budgets, {t.id: passed.get(t.id, _UNDIVIDED) for t in traces if t.id not in shares})
+
+    def _left(self, traces: Sequence[Trace]) -> Plan:
+        """The plan with what its budget leaves beside the shares that these traces hold and have not used: nothing is given out twice."""
+        ended = {row.trace for row in self.store.searches() if row.stopped}
+        held = [share for trace in traces if trace.id not in ended and (share := self.kept["shares"].get(trace.id)) is not None]
+        limits = Budget.parse(self.plan.budget).limits
+        left = {kind: limit for kind in KINDS if (limit := getattr(limits, kind)) is not None}
+        for kind in left.keys() - {"seconds"}:
+            left[kind] = max(0.0, left[kind] - sum(share.get(kind, 0) for share in held))
+        return replace(self.plan, budget=",".join(f"{kind}={limit!r}" for kind, limit in left.items())) if held else self.plan
 
     def siblings(self, trace: Trace, found: Sequence[Trace]) -> Sequence[Trace]:
         """Those of the other logged runs `found` that were there when this job first asked for them."""

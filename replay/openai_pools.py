@@ -6,6 +6,7 @@ hundred in flight that costs more than the request itself. Pools of a few connec
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,8 @@ class Pools:
             busy[place] -= 1
 
     async def aclose(self) -> None:
-        """Close every connection."""
-        for client in self.clients:
-            await client.aclose()
+        """Close every connection. Raises what closing raised first, once all were tried."""
+        closed = await asyncio.gather(*(client.aclose() for client in self.clients), return_exceptions=True)
+        for error in closed:
+            if error is not None:
+                raise error

@@ -35,7 +35,7 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
 _LISTED = {"tags": str, "notes": str, "grades": int}
 _NULLABLE = {
     "task", "session", "agent", "reward", "success", "line", "started_at_us", "ended_at_us", "model", "cost_usd", "latency_s", "finish_reason",
-    "response_id", "provider", "streamed", "first_token_s", "step", "scaled", "parent_step", "continues", "error",
+    "response_id", "provider", "streamed", "first_token_s", "token_ids", "step", "scaled", "parent_step", "continues", "error",
 }  # fmt: skip
 _SHORT = {"step", "trajectory", "parent_step", "continues", "grade", "trajectories", "steps", "messages", "calls"}
 

@@ -178,7 +178,7 @@ def test_a_reader_can_not_write(path):
 def test_a_newer_store_is_refused(path):
     with duckdb.connect(str(path)) as connection:
         connection.execute("INSERT INTO migration VALUES (99, 0)")
-    with pytest.raises(StoreError, match=r"schema version 99; wanted at most 2.*upgrade"):
+    with pytest.raises(StoreError, match=r"schema version 99; wanted at most 3.*upgrade"):
         Store.open(path)
 
 

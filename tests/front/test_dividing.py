@@ -14,7 +14,7 @@ from counterplay import Store
 from counterplay.core.budget import KINDS, Budget
 from counterplay.core.errors import CounterplayError, UserError
 from counterplay.core.nouns import Call, Usage
-from counterplay.dividing import divide, estimates
+from counterplay.dividing import Shares, divide, estimates
 from counterplay.parts import Asked
 from counterplay.plan import COUNTED, Pace, Plan
 from counterplay.searching import search
@@ -250,6 +250,26 @@ async def test_a_killed_job_finds_its_shares_and_its_trees_whatever_was_logged_s
         assert 0 < more.live_calls <= 120, "the new ones share a whole budget of their own"
         again, _ = await played(store, asked, later, plan)
         assert (again.resumed, again.live_calls, again.digest) == (10, 0, more.digest)
+
+
+def test_other_traces_alone_are_another_job(store):
+    first, other = logged("a"), logged("b")
+    store.ingest([first, other])
+    plan = Plan(budget="model_calls=30")
+    assert limits_of(Shares(store, plan, "job").of([first]), "model_calls") == {first.id: 30}
+    assert limits_of(Shares(store, plan, "job").of([other]), "model_calls") == {other.id: 30}, "the first was killed and is left"
+
+
+def test_a_share_that_was_not_used_is_not_given_out_again(store):
+    failed, new = logged("a"), logged("c")
+    store.ingest([failed, new])
+    plan = Plan(budget="model_calls=30", split="even")
+    job = Shares(store, plan, "job")
+    job.of([failed])
+    job.end()
+    again = Shares(store, plan, "job").of([failed, new])
+    assert limits_of(again, "model_calls") == {failed.id: 30}
+    assert set(again.skipped) == {new.id}
 
 
 async def test_those_that_got_nothing_compete_again_and_only_with_new_ones(asked):

@@ -29,10 +29,10 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("source", "comment", "attributes"), str),
     **dict.fromkeys(("success", "streamed", "sampled", "terminated", "truncated", "redacted", "tools_known", "system_prompt"), bool),
     **dict.fromkeys(("reward", "cost_usd", "latency_s", "first_token_s", "scaled"), float),
-    **dict.fromkeys(("tags", "notes", "grades"), list),
+    **dict.fromkeys(("tags", "notes", "grades", "token_ids"), list),
 }
 """Columns of the store by the type of their values, NULL apart; all others are whole numbers."""
-_LISTED = {"tags": str, "notes": str, "grades": int}
+_LISTED = {"tags": str, "notes": str, "grades": int, "token_ids": int}
 _NULLABLE = {
     "task", "session", "agent", "reward", "success", "line", "started_at_us", "ended_at_us", "model", "cost_usd", "latency_s", "finish_reason",
     "response_id", "provider", "streamed", "first_token_s", "token_ids", "step", "scaled", "parent_step", "continues", "error",

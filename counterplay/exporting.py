@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from counterplay.finetune.write import Format
 
 
+ABLATION = "ablation"
 SOURCES = ("logged", "searched", "both")
 
 
@@ -73,7 +74,8 @@ class _Export:
     def trees_beside(self, source: str) -> list[SourcedTree]:
         """The searches: none where only logs are asked for, or where there are none and logs are asked for too."""
         ids = {trace.id for trace in self.traces}
-        searched = source == "searched" or (source == "both" and any(row.trace in ids for row in _finished(self.store)))
+        found = _finished(self.store, self.shared.get("algorithms"))
+        searched = source == "searched" or (source == "both" and any(row.trace in ids for row in found))
         return self.trees if searched else []
 
     @cached_property
@@ -100,7 +102,10 @@ class _Export:
         _check_tau(tau)
         if rows in ("step", "ablation") and source == "logged":
             raise UserError(f"got --source logged for --rows {rows}", "searched or both", "Merge logs into trees: search --search stitch.")
-        found = self.trees if rows in ("step", "ablation") else self.branches(source)
+        if rows == "ablation":
+            found = [*_trees(self.store, self.traces), *_trees(self.store, self.traces, [ABLATION])]
+        else:
+            found = self.trees if rows == "step" else self.branches(source)
         made = PAIRS[rows](found, tau, min_score, self.grade)
         if made.rows:
             return made
@@ -108,7 +113,8 @@ class _Export:
         if rows == "step":
             do = f"Lower --tau, or search with more rollouts an alternative. Also left out: {left_out}."
             raise UserError(f"no two siblings differ with a probability of {tau:g}", "at least one pair", do)
-        do = f"Search with more finished branches a fork. Also left out: {left_out}."
+        first = "Leave calls out first: counterplay ablate" if rows == "ablation" else "Search with more finished branches a fork"
+        do = f"{first}. Also left out: {left_out}."
         raise UserError(f"no two branches of a fork make a pair of the kind {rows}", "at least one pair", do)
 
     def gates(self, near_duplicates: float) -> list[Gate]:
@@ -280,24 +286,36 @@ def export_prm(store: Store, out: Path, *, labels: str = "mc-soft", hard: float 
 
 
 def trees(store: Store, traces: Sequence[Trace], algorithms: Sequence[str] | None = None) -> list[SourcedTree]:
-    """Every finished search of `traces` in the store, with the logged traces it grew from; only those of `algorithms` where given."""
-    from counterplay.finetune.rows import SourcedTree
+    """Every finished search of `traces` in the store, with the logged traces it grew from; only those of `algorithms` where given.
 
-    by_id = {trace.id: trace for trace in traces}
-    rows = [row for row in _finished(store) if (not algorithms or row.algorithm in algorithms) and row.trace in by_id]
-    if not rows:
-        wanted = f"one by {', '.join(algorithms)}" if algorithms else "at least one"
-        unfinished = sum(not row.stopped and row.trace in by_id for row in store.searches())
+    Trees of calls left out (`counterplay ablate`) are no searches: nobody sampled what follows there. They are given where they are named.
+    """
+    found = _trees(store, traces, algorithms)
+    if not found:
+        wanted, ids = f"one by {', '.join(algorithms)}" if algorithms else "at least one", {trace.id for trace in traces}
+        unfinished = sum(not row.stopped and row.trace in ids for row in store.searches())
         if unfinished:
             got = f"got no search of these traces in {store.path} that has ended, and {unfinished} under way or killed"
             raise UserError(got, wanted, "Run the same search again: it goes on where it stopped.")
         raise UserError(f"got no search of these traces in {store.path}", wanted, "Search first: counterplay search.")
-    return [SourcedTree.of(store.search(row.id), [by_id[row.trace]]) for row in rows if row.trace is not None]
+    return found
 
 
-def _finished(store: Store) -> list[SearchRow]:
+def _trees(store: Store, traces: Sequence[Trace], algorithms: Sequence[str] | None = None) -> list[SourcedTree]:
+    """`trees`, or none."""
+    from counterplay.finetune.rows import SourcedTree
+
+    by_id = {trace.id: trace for trace in traces}
+    return [
+        SourcedTree.of(store.search(r.id), [by_id[r.trace]])
+        for r in _finished(store, algorithms)
+        if r.trace is not None and r.trace in by_id
+    ]
+
+
+def _finished(store: Store, algorithms: Sequence[str] | None = None) -> list[SearchRow]:
     """The searches that have ended: what is still under way, or was killed, is no evidence yet."""
-    return [row for row in store.searches() if row.stopped]
+    return [row for row in store.searches() if row.stopped and (row.algorithm in algorithms if algorithms else row.algorithm != ABLATION)]
 
 
 def _one_of(option: str, got: str, known: Sequence[str] | Mapping[str, Any]) -> None:

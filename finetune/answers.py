@@ -55,9 +55,11 @@ def answers(
 ) -> Iterator[Answer]:
     """The answers at `indices`, with the recorded ids where `recorded`, which aligns with `messages`, has some.
 
+    Ids that do not decode to what the message holds are of another tokenizer: the text's own are taken in their place.
     Raises ValueError where the template does not write what a message holds, or rewrites so much that its beginning can't be told.
     """
-    known = {i: tuple(ids) for i in indices if recorded is not None and (ids := recorded[i]) is not None}
+    given = {i: tuple(ids) for i in indices if recorded is not None and (ids := recorded[i]) is not None}
+    known = {i: ids for i, ids in given.items() if not foreign(tokenizer, messages[i], ids)}
     unknown = [i for i in indices if i not in known]
     reading = _Reading(tokenizer, tools)
     rendered = dict(zip(unknown, render(tokenizer, [messages[: i + 1] for i in unknown], tools), strict=True))
@@ -66,6 +68,11 @@ def answers(
             yield Answer(i, sent, text_of(tokenizer, known[i]), ids=known[i])
         else:
             yield reading.answer(messages[: i + 1], sent, rendered[i])
+
+
+def foreign(tokenizer: Any, message: Mapping[str, Any], ids: Sequence[int]) -> bool:
+    """Whether the ids recorded for a message do not decode to its calls, or to the end of its text: they are of another tokenizer."""
+    return bool(_missing(message, text_of(tokenizer, ids)))
 
 
 def text_of(tokenizer: Any, ids: Sequence[int]) -> str:

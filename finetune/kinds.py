@@ -46,7 +46,8 @@ LAYOUTS: Mapping[Kind, Layout] = MappingProxyType(
         "dpo": Layout(
             "Preference pairs",
             "`prompt`, `chosen`, `rejected` and `tools` are what TRL's DPOTrainer reads. `*_trained` says for every message whether a "
-            "model sampled it: only those belong in the loss. `probability` is P(Q_chosen > Q_rejected) with Q ~ Beta(1 + W, 1 + N - W); "
+            "model sampled it: only those belong in the loss. `probability` is P(Q_chosen > Q_rejected) with Q ~ Beta(1 + W, 1 + N - W), "
+            "and 1 where two verified ends are compared; "
             "N and W are in `*_visits` and `*_value_sum`.",
             ("prompt", "chosen", "rejected", "tools"),
             _PAIR,

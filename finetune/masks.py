@@ -152,7 +152,7 @@ def tokenised_pair(tokenizer: Any, row: Mapping[str, Any]) -> dict[str, Any]:
     start = min(shared(contexts[0], segment.text) for segment in sides.values())
     pair: dict[str, Any] = {"prompt_ids": _whole(tokenizer, contexts[0][:start])[0]}
     for side, segment in sides.items():
-        first = len(segment.spans) == 1
+        first = len(row[side]) == 1
         spans = [(0 if first else begin - start, end - start) for begin, end in segment.spans]
         encoded = encode(tokenizer, Segment(segment.text[start:], tuple(spans)))
         pair[f"{side}_ids"] = encoded["input_ids"]

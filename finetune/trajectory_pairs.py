@@ -89,7 +89,7 @@ def _harvest(
         evidence, mine = ActionEvidence(source), []
         for pair, reason in find(evidence):
             row = _row(evidence, *pair)
-            refusal = reason or too_low(row.lineage.grade, min_grade) or ("" if all(map(any, row.trained)) else "a side was not sampled")
+            refusal = reason or too_low(row.lineage.grade, min_grade) or _untaught(row)
             if refusal:
                 drops.append(Drop(refusal, row.name))
             else:
@@ -98,6 +98,11 @@ def _harvest(
         drops += [Drop(f"over the cap of {per_tree} pairs a tree", row.name) for row in mine[per_tree:]]
     kept, over = surest(rows, lambda row: row.lineage.unit, per_task, f"over the cap of {per_task} pairs a task")
     return Harvest(tuple(kept), (*drops, *over))
+
+
+def _untaught(row: DPORow) -> str:
+    """Why the sides can't teach what sets them apart: their first actions, where they part, must both have been sampled."""
+    return "" if all(flags[:1] == (True,) for flags in row.trained) else "the action that sets a side apart was not sampled"
 
 
 def _row(evidence: ActionEvidence, fork: Node, chosen: End, rejected: End, margin: float) -> DPORow:

@@ -186,7 +186,7 @@ def _report(
         algorithms=dict(Counter(row.lineage.algorithm or "logged" for row in rows).most_common()),
         verifiers=tuple(sorted({name for row in rows for name in row.lineage.verifiers})),
         tokens=_lengths(made.lengths) if made.lengths else None,
-        label_noise=label_noise(rows) if "probability" in LAYOUTS[kind].values else None,
+        label_noise=label_noise(rows) if any(row.values.get("probability", 1.0) < 1.0 for row in rows) else None,
         noise=noise_of([record for _, record in made.kept]) if kind in ("dpo", "reward") else None,
         labels=dict(Counter(row.values["label"] for row in rows)) if "label" in LAYOUTS[kind].values else None,
         neutralised=made.neutralised,

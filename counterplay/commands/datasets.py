@@ -90,6 +90,9 @@ def exporting_command(name: str) -> Callable[[Callable[..., Any]], Callable[...,
             with loop.opened(store, read_only=True) as opened:
                 report = getattr(exporting, f"export_{name}")(opened, out, algorithms=algorithm, **chosen)
             console.emit({**report.to_json(), "folder": str(report.folder)}, as_json=as_json, human=_shown(report))
+            for split in (name for name, count in report.rows.items() if not count):
+                tasks = sum(report.tasks.values())
+                console.err.print(f"the split {split} is empty: its share fell on none of {tasks} tasks; another --seed draws anew")
 
         own, shared = (inspect.signature(part, eval_str=True).parameters.values() for part in (function, _shared))
         keyword = [option.replace(kind=inspect.Parameter.KEYWORD_ONLY) for option in (*shared, *own)]

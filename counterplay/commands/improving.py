@@ -40,7 +40,7 @@ def improve(
         bool | None,
         typer.Option(
             "--until-no-gain/--no-until-no-gain",
-            help="Stop after a round whose gain is not surely above 0; the default without --rounds, and with it an earlier end.",
+            help="Stop after a round that is not better by its verdict; the default without --rounds, and with it an earlier end.",
         ),
     ] = None,
     search: Annotated[

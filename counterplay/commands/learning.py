@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,9 @@ LabelKind = Annotated[
 ]
 MinGrade = Annotated[str, typer.Option("--min-grade", help="exact, reused, executed or simulated: the worst that may enter.")]
 Only = Annotated[list[str] | None, typer.Option("--algorithm", help="Only trees of this search; repeatable.")]
+
+
+_OF_SEARCHES = ("store", "kind", "min_grade", "algorithm", "agent")
 
 
 @app.command("labels")
@@ -52,6 +56,7 @@ def labels(
 @train_app.command("prm")
 @bounded
 def train_prm(
+    context: typer.Context,
     model: Annotated[str, typer.Option("--model", help="The model folder to start from: causal, or a reward model to go on from.")],
     out: Annotated[Path, typer.Option("--out", help="The folder of the verifier, then --verifier prm:OUT.")],
     data: Annotated[
@@ -82,6 +87,10 @@ def train_prm(
 
     if data is not None and what != "prm":
         raise UserError(f"got --data with --kind {what}", "--kind prm, or --store in place of --data")
+    if data is not None:
+        _refuse(context, _OF_SEARCHES, "--data", "--data, whose rows are labelled already, or these with --store")
+    if what != "prm":
+        _refuse(context, ("kind",), f"--kind {what}", "--labels with --kind prm alone")
     parts = _from_dataset(data) if data is not None else _from_store(_sources(store, agent, algorithm), kind, _grade(min_grade))
     with console.ticking("training", quiet=as_json or not leads()) as tick:
         report = prm.train(
@@ -102,6 +111,14 @@ def train_prm(
         )
     if leads():
         console.emit(report.to_json(), as_json=as_json)
+
+
+def _refuse(context: typer.Context, names: Sequence[str], beside: str, wanted: str) -> None:
+    """Raises UserError for options that were given, but say nothing `beside` another."""
+    given = [name for name in names if (source := context.get_parameter_source(name)) is not None and source.name != "DEFAULT"]
+    flags = {option.name: option.opts[0] for option in context.command.params}
+    if given:
+        raise UserError(f"got {', '.join(flags[name] for name in given)} with {beside}", wanted)
 
 
 def _from_dataset(data: Path) -> dict[str, Any]:

@@ -69,7 +69,9 @@ RedactRules = Annotated[
 ]
 NoRedact = Annotated[bool, typer.Option("--no-redact", help="Store everything as logged, secrets too.")]
 DEFAULT_STORE = Path("counterplay.duckdb")
-MaxLength = Annotated[int | None, typer.Option("--max-length", help="Rows of more tokens are left out, counted and named.")]
+MaxLength = Annotated[
+    int | None, typer.Option("--max-length", help="The most tokens of a row: export leaves longer ones out by name, training refuses them.")
+]
 
 
 InFlight = Annotated[

@@ -15,9 +15,10 @@ from counterplay.finetune.batches import LengthBatches
 from counterplay.finetune.trained_positions import head_on_trained_positions
 from counterplay.finetune.trainers import copy_settings, quiet, save, settle_environment
 from counterplay.finetune.training import processes
-from counterplay.finetune.training.folder import CHECKPOINTS, append_metrics, prepare, read_metrics, write_state
+from counterplay.finetune.training.folder import CHECKPOINTS, append_metrics, prepare, read_metrics, rows_key, write_state
 from counterplay.finetune.training.plots import plot
 from counterplay.finetune.training.recipe import Recipe
+from counterplay.verifiers.learned.loading import folder_version
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,8 @@ class TrainReport:
 
     `tokens` counts each once, `trained_tokens` those that carry loss (for GRPO the prompts' and 0: the model writes the rest itself).
     `metrics` are means over the last tenth of the steps, `loss` among them. `plot` shows them; None where matplotlib is not installed.
+    `repeated` rows are taken twice in every epoch, which several processes do to fill its last step. `foreign` counts messages whose
+    recorded token ids are of another tokenizer, so that those of their text were taken (SFT).
     """
 
     out_dir: Path
@@ -54,6 +57,8 @@ class TrainReport:
     seconds: float
     metrics: Mapping[str, float] = field(default_factory=dict)
     plot: Path | None = None
+    repeated: int = 0
+    foreign: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "out_dir": str(self.out_dir), "plot": None if self.plot is None else self.plot.name}
@@ -114,16 +119,18 @@ def train(
     build: Callable[[Job], Any],
     size: Callable[[Mapping[str, Any]], Sizes],
     finish: Callable[[Any], None] = lambda _model: None,
+    foreign: int = 0,
 ) -> TrainReport:
     """Train what `build` makes of `rows`, which come from `count` rows of a dataset, and leave model and report in the run's folder.
 
-    `finish` is called with the model before it is saved. Every process calls this; the first one writes.
+    `finish` is called with the model before it is saved; `foreign` is for the report. Every process calls this; the first one writes.
     """
     sizes = [size(row) for row in rows]
     if not rows or (recipe.kind != "grpo" and not any(one.trained for one in sizes)):
         raise UserError("no message of the dataset is to be trained on", "at least one sampled message")
     processes.rows_each(recipe.batch_size, recipe.micro_batch)
-    checkpoint = prepare(run.out, run.model_dir, asdict(recipe), resume=run.resume)
+    decisive = _decisive(recipe, run, rows) if processes.leads() else {}
+    checkpoint = prepare(run.out, run.model_dir, decisive, resume=run.resume)
     started = time.monotonic()
 
     def note(step: int, total: int, metrics: Mapping[str, float]) -> None:
@@ -137,7 +144,8 @@ def train(
     with quiet():
         trainer = build(Job(recipe, run, rows, tokenizer, _options(recipe, run), [_callback(note)]))
         _silence(trainer)
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if checkpoint is None or not _taken_up(trainer, checkpoint):
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if processes.leads():
             finish(trainer.accelerator.unwrap_model(trainer.model))
             save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, run.out)
@@ -156,12 +164,30 @@ def train(
         seconds=time.monotonic() - started,
         metrics=means,
         plot=plot(run.out) if processes.leads() else None,
+        repeated=0 if recipe.kind == "grpo" else processes.repeated(len(rows), recipe.batch_size, recipe.micro_batch),
+        foreign=foreign,
     )
     if processes.leads():
         shutil.rmtree(run.out / CHECKPOINTS / "rows", ignore_errors=True)
-        write_state(run.out, asdict(recipe), report.to_json())
+        write_state(run.out, decisive, report.to_json())
     processes.wait()
     return report
+
+
+def _taken_up(trainer: Any, checkpoint: Path) -> bool:
+    """Whether all steps were taken when `checkpoint` was made; the model is then as it was, for the trainer would take one step more."""
+    from transformers import TrainerState
+
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    if state.global_step < state.max_steps:
+        return False
+    trainer._load_from_checkpoint(str(checkpoint))  # noqa: SLF001  what `train` itself does; there is no public name
+    trainer.state = state
+    return True
+
+
+def _decisive(recipe: Recipe, run: Run, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {"recipe": asdict(recipe), "dataset": rows_key(rows), "model": folder_version(run.model_dir)}
 
 
 def _last_tenth(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -47,13 +47,13 @@ def train_kto(
     Batches hold both labels in the proportion of the dataset, and rows of like length. The rarer label's loss is raised until both weigh
     alike (the paper's equation 8). Of completions of several messages only what a model sampled counts. The KL term is of a forward pass,
     so `micro_batch` and the number of processes change the result a little. Raises UserError also for rows of one label alone, and for
-    fewer than two rows a forward pass, whose KL would be the reward itself. The rest is as in `train_sft`.
+    fewer than two rows a forward pass, whose KL would be a single answer's. The rest is as in `train_sft`.
     """
     check_rates(epochs=epochs, steps=steps, learning_rate=learning_rate, batch_size=batch_size, beta=beta)
     records = records_of(dataset, split, "kto", ("prompt", "completion", "label", "tools", "name"))
     each, _ = processes.rows_each(batch_size, micro_batch)
     if each < 2:
-        raise UserError(f"got {each} row a forward pass of a process", "at least 2, or the KL term is the reward itself")
+        raise UserError(f"got {each} row a forward pass of a process", "at least 2, or the KL term is a single answer's")
     desirable = sum(record["label"] for record in records)
     if desirable in (0, len(records)):
         raise UserError(f"{dataset} has {desirable} desirable rows of {len(records)}", "rows of both labels")
@@ -69,7 +69,7 @@ def train_kto(
         desirable_weight=good, undesirable_weight=bad,
     )  # fmt: skip
     run = Run(Path(model_dir), Path(out_dir), checkpoint_steps, resume, on_step)
-    mismatched = _with_others([rows[i] for i in order], each)
+    mismatched = _with_others([rows[i] for i in order])
     return train(recipe, run, mismatched, count=len(records), tokenizer=tokenizer, build=_trainer, size=_size)
 
 
@@ -85,15 +85,20 @@ def _row(tokenizer: Any, record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _with_others(rows: Sequence[dict[str, Any]], each: int) -> list[dict[str, Any]]:
-    """Every row with the answer of the one before it in its forward pass, the first with the last's; one alone with that before it."""
-    made = []
-    for index, row in enumerate(rows):
-        start = index - index % each
-        last = min(start + each, len(rows)) - 1
-        other = rows[index - 1] if index > start or last == start else rows[last]
-        made.append({**row, "KL_completion_ids": other["completion_ids"], "KL_completion_mask": other["completion_mask"]})
-    return made
+def _with_others(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every row with the nearest answer before it that is to another prompt, the first going on from the last; else with that before it."""
+    count, others = len(rows), dict[int, int]()
+    for place in range(2 * count):  # the second time around, what stands before the first row is known
+        here, before = place % count, (place - 1) % count
+        if rows[before]["prompt_ids"] != rows[here]["prompt_ids"]:
+            others[here] = before
+        elif before in others:
+            others[here] = others[before]
+    companions = [rows[others.get(index, index - 1)] for index in range(count)]
+    return [
+        {**row, "KL_completion_ids": other["completion_ids"], "KL_completion_mask": other["completion_mask"]}
+        for row, other in zip(rows, companions, strict=True)
+    ]
 
 
 def _length(row: Mapping[str, Any]) -> int:

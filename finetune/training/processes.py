@@ -41,3 +41,9 @@ def rows_each(batch_size: int, micro_batch: int | None) -> tuple[int, int]:
     if rows < 1 or mine % rows:
         raise UserError(f"got {rows} rows a forward pass of {mine} rows a process", f"a divisor of {mine}")
     return rows, mine // rows
+
+
+def repeated(rows: int, batch_size: int, micro_batch: int | None) -> int:
+    """How many of an epoch's `rows` accelerate hands out a second time, so that no process lacks a forward pass that the others make."""
+    together = rows_each(batch_size, micro_batch)[0] * count()
+    return -rows % together if count() > 1 else 0

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from counterplay.core.errors import UserError
+from counterplay.finetune.answers import foreign
 from counterplay.finetune.exactness import recorded_in
 from counterplay.finetune.masks import IGNORED, segments, spliced, tokenised
 from counterplay.finetune.records import Record
@@ -49,15 +50,16 @@ def train_sft(
     recipe = Recipe("sft", epochs, steps, learning_rate, batch_size, max_length, lora, seed, micro_batch)
     records = records_of(dataset, split, "sft", ("messages", "tools", "trained", "name"))
     tokenizer = load_tokenizer(Path(model_dir))
-    rows = []
+    rows, strange = [], 0
     weighted = any(_weights(record) for record in records)
     for record in records:
         made = _sequences(tokenizer, record, weighted=weighted)
         check_length(record["name"], max((len(row["input_ids"]) for row in made), default=0), max_length)
         rows += made
+        strange += _foreign(tokenizer, record)
     rows.sort(key=lambda row: -len(row["input_ids"]))
     run = Run(Path(model_dir), Path(out_dir), checkpoint_steps, resume, on_step)
-    return train(recipe, run, rows, count=len(records), tokenizer=tokenizer, build=_trainer, size=_size)
+    return train(recipe, run, rows, count=len(records), tokenizer=tokenizer, build=_trainer, size=_size, foreign=strange)
 
 
 def _sequences(tokenizer: Any, record: Record, *, weighted: bool) -> list[dict[str, Any]]:
@@ -71,6 +73,12 @@ def _sequences(tokenizer: Any, record: Record, *, weighted: bool) -> list[dict[s
         raise UserError(
             f"row {record['name']} can't be trained on: {error}", "messages that the chat template renders whole", do
         ) from error
+
+
+def _foreign(tokenizer: Any, record: Record) -> int:
+    recorded = recorded_in(record) or [None] * len(record["messages"])
+    taken = zip(record["messages"], recorded, record["trained"], strict=True)
+    return sum(trained and ids is not None and foreign(tokenizer, message, ids) for message, ids, trained in taken)
 
 
 def _weights(record: Record) -> list[float]:

@@ -17,7 +17,7 @@ from counterplay.core.journal import JournaledPolicy, MemoryJournal
 from counterplay.core.nouns import Call, Message, Proposal, Source, Step, Trace, Trajectory, Usage
 from counterplay.core.store import Store
 from counterplay.core.token_ids import choice_token_ids
-from counterplay.finetune.exactness import exactness, recorded_ids, recorded_in, with_token_ids
+from counterplay.finetune.exactness import RecordedRow, exactness, recorded_ids, recorded_in, with_token_ids
 from counterplay.finetune.masks import IGNORED, segments, tokenised
 from counterplay.finetune.rows import SFTRow, SourcedTree
 from counterplay.finetune.train import train_sft
@@ -105,6 +105,27 @@ def test_an_answer_that_was_cut_off_is_not_taught_an_end(tokenizer):
     (sequence,) = tokenised(tokenizer, row["messages"], None, row["trained"], recorded_in(row))
     assert spoken(tokenizer, [sequence]) == [["done", "order<|im_end|>"]]
     assert exactness(tokenizer, [row], as_recorded=False).differences[0].sampled == ""
+
+
+@pytest.mark.parametrize("foreign", [[5, 17, 33, 60, 61], [100_000, 5]], ids=["other words", "no words"])
+def test_ids_of_another_tokenizer_give_way_to_the_text_s_own(tokenizer, foreign):
+    row = record("done", foreign)
+    made = tokenised(tokenizer, row["messages"], None, row["trained"], recorded_in(row))
+    assert made == tokenised(tokenizer, row["messages"], None, row["trained"])
+    found = exactness(tokenizer, [row])
+    assert (found.rewritten, found.equal, found.unrecorded) == (1, 0, 1)
+    assert found.differences[0].trained.startswith("done")
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+def test_a_dataset_of_another_tokenizer_is_trained_on_as_text_and_said_to_be(tokenizer, kit, model_dir, tmp_path, weight):
+    rows = [replace(row, weight=weight) for row in logged_rows([kit.trace("t1"), kit.trace("t22")]).rows]
+    strange = [RecordedRow(**vars(row), token_ids=tuple((5, 17, 33) if trained else None for trained in row.trained)) for row in rows]
+    write_dataset(rows, tmp_path / "plain", split={"train": 1.0})
+    write_dataset(strange, tmp_path / "strange", split={"train": 1.0})
+    plain, other = (train_sft(model_dir, tmp_path / name, tmp_path / f"{name}-out", steps=1) for name in ("plain", "strange"))
+    assert (plain.foreign, other.foreign) == (0, sum(sum(row.trained) for row in rows))
+    assert (plain.trained_tokens, plain.loss) == (other.trained_tokens, other.loss)
 
 
 def test_bytes_that_are_no_text_are_trained_on_as_sampled(tokenizer):

@@ -179,6 +179,21 @@ def test_a_pair_of_longer_sides_is_masked_message_by_message(tokenizer, kit):
     assert whole == render(tokenizer, [messages], None)[0].removesuffix("\n")
 
 
+SIDES = {"chosen": "find", "rejected": "refund"}
+
+
+def test_a_side_whose_first_action_is_not_trained_on_is_masked_up_to_the_one_that_is(tokenizer, kit):
+    """Sides that part before the trained message: neither the untrained action nor what it was answered carries loss."""
+    messages = portable(kit.trajectory().messages)
+    sides = {side: [*portable([kit.call(name)]), messages[3], {"role": "assistant", "content": name}] for side, name in SIDES.items()}
+    flags = {"chosen_trained": [True, False, True], "rejected_trained": [False, False, True]}
+    pair = tokenised_pair(tokenizer, {"prompt": messages[:2], "tools": None, **sides, **flags})
+    said = [token for token, mask in zip(pair["rejected_ids"], pair["rejected_mask"], strict=True) if mask]
+    assert tokenizer.decode(said) == "refund<|im_end|>"
+    said = [token for token, mask in zip(pair["chosen_ids"], pair["chosen_mask"], strict=True) if mask]
+    assert tokenizer.decode(said).endswith("}\n</tool_call><|im_end|>find<|im_end|>")
+
+
 def test_a_pair_whose_side_the_template_rewrites_is_refused(tokenizer):
     said = [{"role": "assistant", "content": text, "reasoning_content": "so"} for text in "xy"]
     user = {"role": "user", "content": "on"}

@@ -1,6 +1,7 @@
 """TRL's real trainers on datasets as they are written, with a model of 30,000 parameters."""
 
 import json
+import shutil
 
 import pytest
 
@@ -105,6 +106,33 @@ def test_a_killed_training_resumes_to_the_same_weights(sft, model_dir, sft_data,
     lines = [json.loads(line)["step"] for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert lines == [1, 2, 3, 4, 5, 6]
     assert same_weights(sft[0].out_dir, report.out_dir)
+
+
+def test_a_training_that_took_all_its_steps_takes_no_more(model_dir, sft_data, tmp_path):
+    options = {"steps": 2, "learning_rate": 1e-2, "batch_size": 4, "checkpoint_steps": 1}
+    first = train_sft(model_dir, sft_data, tmp_path / "out", **options)
+    shutil.copytree(first.out_dir, tmp_path / "first")
+    again = train_sft(model_dir, sft_data, tmp_path / "out", resume=True, **options)
+    assert (again.steps, again.loss) == (2, first.loss)
+    assert same_weights(tmp_path / "first", again.out_dir)
+    assert len((again.out_dir / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_training_goes_on_with_its_own_rows_and_model_alone(model_dir, sft_data, kit, tmp_path):
+    options = {"steps": 3, "learning_rate": 1e-2, "batch_size": 4, "checkpoint_steps": 1}
+    with pytest.raises(KilledError):
+        train_sft(model_dir, sft_data, tmp_path / "out", on_step=killing_at(2), **options)
+    write_dataset(logged_rows([kit.trace(f"other{i}") for i in range(8)]), tmp_path / "data", split=ALL)
+    shutil.copytree(model_dir, tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").write_bytes((model_dir / "model.safetensors").read_bytes()[:-4] + b"\0\0\0?")
+    with pytest.raises(UserError, match="with another dataset;"):
+        train_sft(model_dir, tmp_path / "data", tmp_path / "out", resume=True, **options)
+    with pytest.raises(UserError, match="with another model;"):
+        train_sft(tmp_path / "model", sft_data, tmp_path / "out", resume=True, **options)
+    with pytest.raises(UserError, match="another recipe and another dataset and another model"):
+        train_sft(tmp_path / "model", tmp_path / "data", tmp_path / "out", resume=True, **{**options, "steps": 4})
+    shutil.copytree(model_dir, tmp_path / "moved")
+    assert train_sft(tmp_path / "moved", sft_data, tmp_path / "out", resume=True, **options).steps == 3
 
 
 def test_dpo_prefers_the_chosen_and_smooths_by_the_datasets_noise(model_dir, dpo_data, tmp_path):

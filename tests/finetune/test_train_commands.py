@@ -62,6 +62,28 @@ def test_a_prm_is_trained_on_a_dataset(model_dir, data, tmp_path):
     assert refused.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--labels", "advantage", "--min-grade", "exact", "--agent", "nobody"), "--labels, --min-grade, --agent with --data"),
+        (("--labels", "mc-soft"), "--labels with --data"),
+        (("--store", "s.duckdb", "--algorithm", "mcts"), "--store, --algorithm with --data"),
+    ],
+)
+def test_options_for_searches_say_nothing_of_a_dataset(model_dir, data, tmp_path, options, named):
+    refused = run("prm", "--model", model_dir, "--data", data / "prm", "--out", tmp_path / "out", *options)
+    assert refused.exit_code == 2
+    assert f"got {named}" in " ".join(refused.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["ppm", "orm", "implicit"])
+def test_labels_are_for_values_of_steps_alone(model_dir, tmp_path, kind):
+    refused = run("prm", "--model", model_dir, "--out", tmp_path / "out", "--kind", kind, "--labels", "advantage")
+    assert refused.exit_code == 2
+    assert f"got --labels with --kind {kind}" in " ".join(refused.stderr.split())
+
+
 def test_what_grpo_plays_in_is_named(model_dir, data, tmp_path):
     """A class of TRL's form is taken as it is; a factory of worlds becomes replay environments; verifiers become rewards."""
     from counterplay.grpo_environment import ReplayEnvironments

@@ -1,6 +1,7 @@
 """KTO by TRL's own trainer: balanced batches, a KL term from mismatched answers, no second model, masks."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -79,6 +80,36 @@ def test_the_loss_is_the_papers_on_sampled_tokens_alone(model_dir, answers, toke
     signed = [0.2 * (value - kl) if label else 0.2 * (kl - value) for value, (*_, label) in zip(ratios, ordered, strict=True)]
     assert max(map(abs, signed)) > 0.05
     assert seen[2].loss == pytest.approx(sum(1 - 1 / (1 + math.exp(-x)) for x in signed) / len(signed), rel=1e-3)
+
+
+@pytest.fixture
+def trained_on(model_dir, kit, tmp_path, monkeypatch):
+    """The ready rows of answers, all different, to these prompts, with labels in turn."""
+
+    def ready(prompts, size):
+        answers = zip(rows(kit, 0, len(prompts)), prompts, strict=True)
+        made = [replace(row, prompt=kit.trajectory(name).prefix(1).messages) for row, name in answers]
+        write_dataset([replace(row, label=bool(at % 2)) for at, row in enumerate(made)], tmp_path / "data", split=ALL)
+        given = []
+        monkeypatch.setattr("counterplay.finetune.training.kto.train", lambda _recipe, _run, rows, **_: given.extend(rows))
+        train_kto(model_dir, tmp_path / "data", tmp_path / "out", steps=1, batch_size=size)
+        return given
+
+    return ready
+
+
+@pytest.mark.parametrize(("prompts", "size"), [("aabbccdd", 2), ("abbbbbbb", 4), ("aaab", 8)])
+def test_the_kl_compares_with_an_answer_to_another_prompt(trained_on, prompts, size):
+    """Both labels of one state have one length and lie side by side: neither is the other's companion."""
+    given = trained_on(prompts, size)
+    prompts_of = {tuple(row["completion_ids"]): row["prompt_ids"] for row in given}
+    assert len(prompts_of) == len(given) == len(prompts), "else this shows nothing"
+    assert all(prompts_of[tuple(row["KL_completion_ids"])] != row["prompt_ids"] for row in given)
+
+
+def test_answers_to_one_prompt_alone_are_compared_with_one_another(trained_on):
+    given = trained_on("aaaa", 4)
+    assert [row["KL_completion_ids"] for row in given] == [given[place - 1]["completion_ids"] for place in range(4)]
 
 
 def test_the_rarer_label_weighs_as_much_in_all(model_dir, kit, tmp_path):

@@ -69,7 +69,7 @@ def test_the_worst_end_of_a_branch_stands_for_it(kit):
 
 def test_what_may_not_leave_is_named_and_caps_hold(kit):
     assert reasons(trajectory_rows([fork(kit, grade=Grade.STALE)])) == {"stale": 1}
-    assert reasons(trajectory_rows([fork(kit, sampled=False)])) == {"a side was not sampled": 1}
+    assert reasons(trajectory_rows([fork(kit, sampled=False)])) == {"the action that sets a side apart was not sampled": 1}
     assert reasons(trajectory_rows([deep(kit)], per_tree=1)) == {"over the cap of 1 pairs a tree": 1}
     assert reasons(trajectory_rows([fork(kit), fork(kit)], per_task=1)) == {"over the cap of 1 pairs a task": 1}
     assert trajectory_rows([fork(kit, bad=0)]) == Harvest(), "two successes are no pair"

@@ -33,6 +33,8 @@ def test_calls_that_were_not_needed_become_pairs(tmp_path):
     made = run("export", "dpo", "--store", path, "--rows", "ablation", "--out", tmp_path / "d", "--json")
     assert made.exit_code == 0, made.output
     _, records = read_dataset(tmp_path / "d")
+    other = run("export", "sft", "--store", path, "--rows", "shortest", "--source", "searched", "--out", tmp_path / "o")
+    assert (other.exit_code, "Search first" in other.stderr) == (2, True), "what nobody sampled is no search"
     pairs = [[record[side][0]["tool_calls"][0]["function"]["name"] for side in ("chosen", "rejected")] for record in records]
     assert ["close_period", "trial_balance"] in pairs
     with Store.open(path) as store:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +87,11 @@ def _usable(traces: Sequence[Trace]) -> tuple[list[Trace], dict[str, int]]:
             left_out["without an outcome"] += 1
         elif not any(step.sampled for step in trace.trajectory.steps):
             left_out["without a sampled action"] += 1
+        elif trace.sub_trajectories:
+            compacted = any(part.continues is not None for part in trace.sub_trajectories)
+            left_out["with a compaction" if compacted else "with sub-agents"] += 1
+        elif cut := _cut(trace):
+            left_out[f"sampled with {cut}"] += 1
         elif trace.completeness.inputs not in ("full", "stitched"):
             left_out["whose prompts are not all known"] += 1
         else:
@@ -104,6 +109,14 @@ def _logged_temperature(traces: Sequence[Trace], unless_said: float) -> float:
     if made_at == 0:
         raise UserError("got greedy logs (temperature 0)", "sampled ones", "Greedy runs show nothing of what else a policy would do.")
     return made_at
+
+
+def _cut(trace: Trace) -> str:
+    """What kept unlikely tokens from being drawn, which makes log-probabilities not those that a run was sampled with; else empty."""
+    whole: dict[str, Callable[[float], bool]] = {"top_p": lambda p: p >= 1, "top_k": lambda k: k <= 0, "min_p": lambda p: p <= 0}
+    params = (trace.metadata, *(call.params for call in trace.calls))
+    found = [name for name, off in whole.items() if any(_is_number(each.get(name)) and not off(each[name]) for each in params)]
+    return " and ".join(found)
 
 
 def _asked(trace: Trace) -> list[Any]:

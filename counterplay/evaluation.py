@@ -35,7 +35,7 @@ def named_policies(specs: Sequence[str]) -> dict[str, str]:
 
 
 def tasks_from_spec(spec: str) -> list[str]:
-    """Tasks from a file with one a line, or from `module:attr[:SPLIT:N]`, a list or a function of split and number.
+    """Tasks from a file with one a line, or from `module:attr[:SPLIT:N]`, a list or a function of split and number; each once.
 
     Raises UserError where there is none.
     """
@@ -52,7 +52,7 @@ def tasks_from_spec(spec: str) -> list[str]:
         raise UserError(f"got tasks {spec!r}", "a file with one task a line, or module:attr[:SPLIT:N]")
     if not found:
         raise UserError(f"got no tasks from {spec!r}", "at least one")
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _number(text: str) -> str | int:
@@ -92,17 +92,17 @@ async def evaluate(
 ) -> Evaluation:
     """Play `tasks` with every policy (specs by name) and compare each with the earlier ones named in `against`.
 
-    Each task is played `attempts` times; `temperature` None is greedy for one attempt and 1 for several. `against` None compares with
-    the first and with the one before it. `pace` limits what the server of each policy is asked, `price` is US dollars per million
-    input and output tokens. `classify` names classes of failure (`finetune.failures`); None is what runs show of themselves. Tasks on
-    which a policy or a world failed are left out for all, because a failure of the machinery says nothing about an agent. Raises
-    PolicyError where that is more than one task in twenty.
+    Each task is played `attempts` times, also where it is named twice; `temperature` None is greedy for one attempt and 1 for several.
+    `against` None compares with the first and with the one before it. `pace` limits what the server of each policy is asked, `price` is
+    US dollars per million input and output tokens. `classify` names classes of failure (`finetune.failures`); None is what runs show of
+    themselves. Tasks on which a policy or a world failed are left out for all, because a failure of the machinery says nothing about an
+    agent. Raises PolicyError where that is more than one task in twenty.
     """
     from counterplay.finetune.evaluate import evaluate as compare_all
     from counterplay.replay.openai_answers import Price
     from counterplay.replay.policies import policy_from_spec
 
-    heat = _temperature(temperature, attempts)
+    heat, tasks = _temperature(temperature, attempts), list(dict.fromkeys(tasks))
     factory, done, unplayed, pace = world_factory(environment), dict[str, Played](), dict[str, str](), pace or Pace()
     for name, spec in policies.items():
         made = policy_from_spec(

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from counterplay.core.budget import Budget
-from counterplay.core.nouns import Call, Proposal, State, Trajectory
+from counterplay.core.nouns import Call, Message, Proposal, State, Step, Trajectory
 from counterplay.core.protocols import Policy, fingerprint_of
 from counterplay.parts import WorldOf, make_world
 
@@ -112,12 +112,27 @@ async def play_tasks(
     concurrency: int = 512,
     on_task: Callable[[], None] = lambda: None,
 ) -> Played:
-    """Play every task `attempts` times, from its world's beginning, all together so that a local model can batch."""
+    """Play every task `attempts` times, from its world's beginning, all together so that a local model can batch.
+
+    `on_task` is called as each attempt ends.
+    """
     from counterplay.replay.live import LiveEnvironment
     from counterplay.search.rollout import play
 
+    class Telling(LiveEnvironment):
+        """Calls `on_task` with the step that ends its run."""
+
+        told = False
+
+        async def step(self, state: State, action: Message) -> Step:
+            step = await super().step(state, action)
+            if step.finished and not self.told:
+                self.told = True
+                on_task()
+            return step
+
     places = [(task, attempt) for task in tasks for attempt in range(attempts)]
-    environments = [LiveEnvironment(lambda task=task: make_world(factory, task), task=task, max_steps=max_steps) for task, _ in places]  # type: ignore[misc]
+    environments = [Telling(lambda task=task: make_world(factory, task), task=task, max_steps=max_steps) for task, _ in places]  # type: ignore[misc]
     noting = Noting(policy)
     try:
         states = [await environment.initial() for environment in environments]
@@ -127,8 +142,9 @@ async def play_tasks(
     finally:
         for environment in environments:
             await environment.aclose()
-    for _ in places:
-        on_task()
+    for environment in environments:
+        if not environment.told:
+            on_task()
     return Played(tuple(noting.run(task, attempt, end) for (task, attempt), end in zip(places, trajectories, strict=True)), seconds)
 
 

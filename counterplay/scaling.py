@@ -124,6 +124,7 @@ async def scale(
         raise UserError("got temperature 0 for --scaling, where all lines are alike", "a temperature above 0")
     factory, pace, failed = world_factory(environment), pace or Pace(), dict[str, str]()
     results: list[dict[int, Results]] = []
+    tasks = list(dict.fromkeys(tasks))
     verifier = Asked(verifiers=course.verifiers).make_verifier()
     for name, spec in policies.items():
         heat = 1.0 if temperature is None else temperature

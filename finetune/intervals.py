@@ -80,7 +80,11 @@ def difference_bounds(before: Array, after: Array) -> tuple[Array, Array]:
 
 
 def square_and_add(before: Array, after: Array) -> tuple[Array, Array]:
-    """Newcombe's interval for values that need not be 0 or 1, row by row."""
+    """Newcombe's interval for values that need not be 0 or 1, row by row.
+
+    The correlation of n tasks is drawn to zero by n^2 / (n^2 + 8): of few tasks, one that is high by chance made it too narrow (5 tasks
+    with 8 attempts: 89 % held the truth, with this 99 %); at 20 tasks it is 2 %.
+    """
     import numpy as np
 
     old, new = before.mean(axis=1), after.mean(axis=1)
@@ -88,6 +92,7 @@ def square_and_add(before: Array, after: Array) -> tuple[Array, Array]:
     both = ((before - old[:, None]) * (after - new[:, None])).mean(axis=1)
     spread = before.std(axis=1) * after.std(axis=1)
     alike = np.clip(np.divide(both, spread, out=np.zeros(len(both)), where=spread > 0), -1.0, 1.0)
+    alike *= before.shape[1] ** 2 / (before.shape[1] ** 2 + 8)
     down = _added(new - new_low, old_high - old, alike)
     up = _added(new_high - new, old - old_low, alike)
     return np.maximum(new - old - down, -1.0), np.minimum(new - old + up, 1.0)

@@ -21,7 +21,7 @@ def examine(given: Improvement, model: Path, on_task: Callable[[], None]) -> dic
 
     Tasks on which the machinery failed are left out; raises PolicyError where that is more than one in twenty.
     """
-    tasks, asked = list(given.held_out), given.asked_by(model, temperature=0.0)
+    tasks, asked = list(dict.fromkeys(given.held_out)), given.asked_by(model, temperature=0.0)
     played = asyncio.run(_played(given, asked, tasks, on_task))
     unplayed = played.errors(tasks)
     check_played(unplayed, len(tasks))

@@ -95,4 +95,5 @@ def _words(improved: Improved) -> list[str]:
         if improved.chosen
         else f"no round is surely better than the agent as it was: {improved.model}"
     )
-    return [best, f"stopped: {improved.stopped}" if improved.stopped else "not at its end: run the same command to go on"]
+    unguided = [f"round {one.number} searched without a learned verifier: {one.unguided}" for one in improved.rounds if one.unguided]
+    return [*unguided, best, f"stopped: {improved.stopped}" if improved.stopped else "not at its end: run the same command to go on"]

@@ -18,9 +18,9 @@ from counterplay.improve import report
 from counterplay.improve.examining import examine, gain, success, telling
 from counterplay.improve.kept import EVALUATION, Stages, files_hash, settle, write_json
 from counterplay.improve.passes import search_failed
-from counterplay.improve.settings import Improvement, traces_of
+from counterplay.improve.settings import OURS, Improvement, traces_of
 from counterplay.improve.training import export, spec_of, train, train_prm
-from counterplay.improve.working import check_leak, left_of, used_by, work
+from counterplay.improve.working import CALLS, check_leak, left_of, used_in, work
 
 if TYPE_CHECKING:
     from counterplay.core.store import Store
@@ -33,9 +33,11 @@ Make = Callable[[console.Ticker, bool], Mapping[str, Any]]
 class Round:
     """One round, 0 being the agent as it was. `success` is the share of `tasks` held-out tasks with its 95 % `interval`.
 
-    `gain` and `over_base` are (difference, low, high) against the round before and round 0, paired by task; None in round 0. `failed` of
-    the `traces` it worked on were searched, `solved` of them with a better end found; `rows` and `pairs` is what it trained on. Model calls
-    and tokens are those of work and search. `seconds` and `cpu_seconds` cover everything. `lineage` names by content what came from what.
+    `gain` and `over_base` are (difference, low, high) against the round before and round 0, paired by task; None in round 0. `verdict` is
+    that of `finetune.evaluate.compare` on the round before, empty in round 0. `failed` of the `traces` it worked on were searched, `solved`
+    of them with a better end found; `rows` and `pairs` is what it trained on. `unguided` says why its searches had no learned verifier
+    though one was asked for. Model calls and tokens are those of work and search. `seconds` and `cpu_seconds` cover everything. `lineage`
+    names by content what came from what.
     """
 
     number: int
@@ -45,7 +47,9 @@ class Round:
     tasks: int
     gain: tuple[float, float, float] | None = None
     over_base: tuple[float, float, float] | None = None
+    verdict: str = ""
     search: str = ""
+    unguided: str = ""
     traces: int = 0
     failed: int = 0
     solved: int = 0
@@ -75,9 +79,9 @@ class Improved:
 def improve(given: Improvement, out: Path, *, rounds: int | None = None, until_no_gain: bool = True, quiet: bool = False) -> Improved:
     """Improve `given.model` in folder `out`. The same call made again goes on where it stopped.
 
-    It ends after so many `rounds` (None: no such limit), and with `until_no_gain` after a round whose gain over the one before has an
-    interval that does not lie above zero. Raises UserError where `out` was begun with other options, and where a training run is of a
-    held-out task.
+    It ends after so many `rounds` (None: no such limit), and with `until_no_gain` after a round that is not "better" than the one before
+    by the verdict of `finetune.evaluate.compare`. Raises UserError where `out` was begun with other options, and where a training run is
+    of a held-out task.
     """
     if rounds is None and not until_no_gain:
         raise UserError("got neither a number of rounds nor a rule to stop by", "--rounds N, or --until-no-gain")
@@ -98,7 +102,7 @@ def improve(given: Improvement, out: Path, *, rounds: int | None = None, until_n
 def why_stop(made: list[Round], rounds: int | None, *, until_no_gain: bool) -> str:
     """Why no further round follows; empty where one does."""
     last = made[-1]
-    if until_no_gain and last.gain is not None and last.gain[1] <= 0:
+    if until_no_gain and last.number and last.verdict != "better":
         return f"no evidence of a gain in round {last.number}"
     return f"{rounds} rounds" if rounds is not None and last.number >= rounds else ""
 
@@ -107,7 +111,7 @@ def best_of(examined: Mapping[int, Mapping[str, Any]]) -> int:
     """The last round that is surely better than the one chosen before it, beginning with round 0."""
     chosen = 0
     for number in sorted(examined)[1:]:
-        if gain(examined[chosen], examined[number]).interval[0] > 0:
+        if gain(examined[chosen], examined[number]).verdict == "better":
             chosen = number
     return chosen
 
@@ -134,11 +138,12 @@ class _Going:
     def round(self, number: int) -> Round:
         given, folder, agent = self.given, self.folder(number), self.models[number - 1]
         stages = Stages(folder)
+        guide: Mapping[str, Any] = {}
         if given.prm != "none" and number > 1:
-            self._stage(stages, "prm", lambda tick, _: train_prm(self.store, given, folder, _noting(tick)))
+            guide = self._stage(stages, "prm", lambda tick, _: train_prm(self.store, given, folder, _noting(tick)))
         self._worked(stages, number, agent)
-        failed, used = traces_of(self.store, number, "failed"), used_by(traces_of(self.store, number))
-        taken = {**used, "seconds": stages.known["work"]["seconds"]} if given.plays(number) else {}
+        failed = traces_of(self.store, number, "failed")
+        taken = {**used_in(folder / CALLS), "seconds": stages.known["work"]["seconds"]} if given.plays(number) else {}
         prm = spec_of(given, folder)
         found = self._stage(
             stages,
@@ -163,7 +168,8 @@ class _Going:
         calls, tokens = (taken.get(kind, 0) + found["used"][kind] for kind in ("model_calls", "tokens"))
         traces = len(traces_of(self.store, number))
         counts = {"traces": traces, "failed": found["failed"], "solved": found["solved"], "rows": data["rows"], "pairs": data["pairs"]}
-        return self._round(stages, number, search=found["search"], **counts, model_calls=int(calls), tokens=int(tokens), lineage=lineage)
+        counts |= {"model_calls": int(calls), "tokens": int(tokens)}
+        return self._round(stages, number, search=found["search"], unguided=guide.get("why", ""), **counts, lineage=lineage)
 
     def _worked(self, stages: Stages, number: int, agent: Path) -> None:
         """The runs of the round in the store, none of a held-out task."""
@@ -178,9 +184,18 @@ class _Going:
             if logs.stat().st_size:  # else the budget did not last for one run
                 loop.ingest([logs], self.store, processes=0)
         else:
-            self._stage(stages, "work", lambda tick, _: {"traces": loop.ingest(given.logs, self.store, on_item=tick.advance).traces_added})
+            self._stage(stages, "work", lambda tick, _: self._read(tick))
         prompts = telling(self.examined[0]["prompts"])
-        check_leak(traces_of(self.store, number), given.held_out, prompts)
+        check_leak(loop.select(self.store), given.held_out, prompts)
+
+    def _read(self, tick: console.Ticker) -> dict[str, Any]:
+        """The logs of round 1. Raises UserError where an agent of theirs has the name of one of these rounds."""
+        added = loop.ingest(self.given.logs, self.store, on_item=tick.advance).traces_added
+        ours = sorted({trace.agent for trace in loop.select(self.store) if trace.agent and trace.agent.startswith(OURS)})
+        if ours:
+            do = f"Give the agent in these logs another name: {OURS}NN are the runs that the rounds record."
+            raise UserError(f"got logs of {', '.join(ours)}", "logs of another agent", do)
+        return {"traces": added}
 
     def _trained(self, stages: Stages, number: int, start: int, data: Mapping[str, Any]) -> None:
         """The model of the round: trained from that of round `start`, or the one that worked, where nothing went well so far."""
@@ -211,14 +226,16 @@ class _Going:
     def _round(self, stages: Stages, number: int, **known: Any) -> Round:
         examined = self.examined[number]
         alone = success(examined)
+        over = gain(self.examined[number - 1], examined) if number else None
         return Round(
             number=number,
             model=str(self.models[number]),
             success=alone.rate,
             interval=alone.interval,
             tasks=alone.tasks,
-            gain=self._over(number - 1, number) if number else None,
+            gain=None if over is None else (over.difference, *over.interval),
             over_base=self._over(0, number) if number else None,
+            verdict="" if over is None else over.verdict,
             seconds=stages.spent("seconds"),
             cpu_seconds=stages.spent("cpu_seconds"),
             **known,

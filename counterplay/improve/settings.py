@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from counterplay import loop
+from counterplay.core.budget import KINDS, Budget
 from counterplay.core.canonical import content_key
 from counterplay.core.errors import UserError
 from counterplay.core.nouns import Trace
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 OURS = "improve/round-"
 MAX_STEPS = 100
+MAX_LENGTH = 8192
+METERED = ("model_calls", "tokens", "seconds")
 UNNAMED = Plan(named=False, forked=False, split="even", concurrency=128)
 
 
@@ -32,10 +35,10 @@ class Improvement:
     round is examined on.
 
     `plan` says how failed runs are searched; where no search is named one is chosen (`passes.settled`). Its budget is for each round, for
-    work and search together. `temperature` is the agent's at work, None: that of `asked`. `start` says what each round trains: the
-    `base` on all data so far, or the `previous` round's model on that of the round. `prm` is a learned verifier that guides the searches
-    from the second round on, trained on all searches so far. `dpo` adds preference pairs after SFT. `training`, `dpo_training` and
-    `prm_training` are settings of the recipes; what is not named there is left to them.
+    work and search together, in kinds of `METERED`. `temperature` is the agent's at work, None: that of `asked`. `start` says what each
+    round trains: the `base` on all data so far, or the `previous` round's model on that of the round. `prm` is a learned verifier that
+    guides the searches from the second round on, trained on all searches so far. `dpo` adds preference pairs after SFT. `training`,
+    `dpo_training` and `prm_training` are settings of the recipes; what is not named there is left to them.
     """
 
     model: Path
@@ -68,10 +71,19 @@ class Improvement:
                 raise UserError(f"got {name} {getattr(self, name)!r}", f"one of {', '.join(wanted)}")
         if self.plan.algorithm == "stitch":
             raise UserError("got search 'stitch', which plays nothing", "a search that finds what the agent could have done better")
+        limits = Budget.parse(self.plan.budget).limits
+        unmetered = [kind for kind in KINDS if getattr(limits, kind) is not None and kind not in METERED]
+        if unmetered:
+            raise UserError(f"got a budget of {', '.join(unmetered)}, which work does not count", f"one of {', '.join(METERED)}")
         both = sorted(set(self.tasks) & set(self.held_out))
         if both:
             got = f"got {len(both)} tasks both to train on and held out: {', '.join(both[:5])}"
             raise UserError(got, "held-out tasks that nothing is trained on")
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest row that is exported and trained on."""
+        return self.training.get("max_length") or MAX_LENGTH
 
     def plays(self, number: int) -> bool:
         """Whether the agent works in round `number`; else its runs are the logs'."""
@@ -116,7 +128,7 @@ class Improvement:
             "start": self.start,
             "prm": self.prm,
             "dpo": self.dpo,
-            "training": dict(self.training),
+            "training": {name: value for name, value in self.training.items() if (name, value) != ("max_length", MAX_LENGTH)},
             "dpo_training": dict(self.dpo_training),
             "prm_training": dict(self.prm_training),
         }

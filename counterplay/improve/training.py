@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from counterplay import exporting, loop
+from counterplay.core.canonical import loads
 from counterplay.core.errors import UserError
 from counterplay.improve.kept import files_hash
 from counterplay.improve.settings import Improvement, agent_of
@@ -15,6 +16,8 @@ from counterplay.training import train as tune
 
 if TYPE_CHECKING:
     from counterplay.core.store import Store
+
+SHARED = ("batch_size", "micro_batch", "lora", "checkpoint_steps")
 
 
 def export(store: Store, given: Improvement, number: int, folder: Path, *, solved: int) -> dict[str, Any]:
@@ -27,14 +30,14 @@ def export(store: Store, given: Improvement, number: int, folder: Path, *, solve
         return {"rows": 0, "pairs": 0, "left_out": {}, "data": ""}
     common: dict[str, Any] = {
         "tokenizer": str(given.model),
-        "max_length": given.training.get("max_length"),
+        "max_length": given.max_length,
         "agent": agent,
         "seed": given.asked.seed,
     }
     sft, pairs = exporting.export_sft(store, folder / "sft", source="both", **common), 0
     if given.dpo:
         try:
-            pairs = exporting.export_dpo(store, folder / "dpo", **common).rows["train"]
+            pairs = exporting.export_dpo(store, folder / "dpo", **{**common, "max_length": _dpo_length(given)}).rows["train"]
         except UserError:
             shutil.rmtree(folder / "dpo", ignore_errors=True)  # no pair is sure enough: SFT alone
     written = files_hash([folder / name for name in ("sft", "dpo") if (folder / name).is_dir()])
@@ -42,16 +45,33 @@ def export(store: Store, given: Improvement, number: int, folder: Path, *, solve
 
 
 def train(given: Improvement, start: Path, folder: Path, pairs: int, on_step: Callable[[float, float], None], *, cut_off: bool) -> None:
-    """Train `folder / "model"`: SFT from `start`, then DPO where there are pairs.
+    """Train `folder / "model"`: SFT from `start`, then DPO where there are pairs, which takes from SFT's settings those of `SHARED`.
 
     `cut_off` says that it was begun before: it goes on from the last checkpoint, where they are kept.
     """
     resume = cut_off and given.training.get("checkpoint_steps") is not None
-    settings = {**given.training, "seed": given.asked.seed, "on_step": on_step}
+    common = {"seed": given.asked.seed, "on_step": on_step, "resume": resume}
+    shared = {name: given.training[name] for name in SHARED if name in given.training}
     out = folder / ("model-sft" if pairs else "model")
-    tune("sft", start, folder / "sft", out, resume=resume, **settings)
+    if not resume:
+        for stale in ("model-sft", "model"):
+            shutil.rmtree(folder / stale, ignore_errors=True)
+    if not (resume and pairs and _finished(out)):  # trained again it might differ, and then DPO could not go on from its checkpoint
+        tune("sft", start, folder / "sft", out, **{**common, **given.training, "max_length": given.max_length})
     if pairs:
-        tune("dpo", out, folder / "dpo", folder / "model", **{**settings, **given.dpo_training})
+        tune("dpo", out, folder / "dpo", folder / "model", **{**common, **shared, **given.dpo_training, "max_length": _dpo_length(given)})
+
+
+def _finished(model: Path) -> bool:
+    """Whether the training in this folder came to its end."""
+    from counterplay.finetune.training.folder import STATE
+
+    state = model / STATE
+    return state.is_file() and loads(state.read_text(encoding="utf-8")).get("report") is not None
+
+
+def _dpo_length(given: Improvement) -> int:
+    return given.dpo_training.get("max_length") or given.max_length
 
 
 def train_prm(store: Store, given: Improvement, folder: Path, note: Callable[..., None]) -> dict[str, Any]:

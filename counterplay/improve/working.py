@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from counterplay.core.budget import KINDS, Budget
 from counterplay.core.canonical import loads
 from counterplay.core.errors import BudgetExceeded, PolicyError, UserError
-from counterplay.core.nouns import Proposal, State, Trace
+from counterplay.core.nouns import Proposal, State, Trace, Usage
 from counterplay.core.protocols import Policy, fingerprint_of
 from counterplay.improve.settings import MAX_STEPS, Improvement, agent_of
 from counterplay.parts import Asked, closing, world_factory
@@ -19,26 +19,44 @@ from counterplay.parts import Asked, closing, world_factory
 if TYPE_CHECKING:
     from counterplay.replay.recorder import Recorder, Recording
 
+CALLS = "calls.jsonl"
 _SPENT = "the budget of the round is spent"
 
 
 class Metered:
-    """A policy under a ceiling: a call that does not fit has no answer, and the run it was for is not recorded."""
+    """A policy under a ceiling: a call that does not fit has no answer, and the run it was for is not recorded.
 
-    def __init__(self, policy: Policy, budget: Budget) -> None:
-        self.policy, self.budget = policy, budget
+    What each call took is noted in the file `calls`, also of runs that are then cut off. A call sets aside the tokens that the policy
+    estimates, or as many as the largest call so far took; of those without an estimate the first goes alone, and so calls in flight may
+    exceed a limit of tokens by what they grew beyond the largest.
+    """
+
+    def __init__(self, policy: Policy, budget: Budget, calls: Path) -> None:
+        self.policy, self.budget, self.calls = policy, budget, calls
         self.fingerprint = fingerprint_of(policy)
-        self._largest = 0
+        self._largest = max((tokens for _, tokens in _noted(calls)), default=None)
+        self._first = asyncio.Lock()
 
     async def propose(self, state: State, n: int) -> Sequence[Proposal]:
+        estimate = getattr(self.policy, "estimate", None)
+        usage: Usage | None = None if estimate is None else estimate(state, n)
+        if usage is None and self._largest is None and self.budget.limits.tokens is not None:
+            async with self._first:
+                if self._largest is None:
+                    return await self._asked(state, n, 1)
+        return await self._asked(state, n, n * (self._largest or 0) if usage is None else usage.tokens)
+
+    async def _asked(self, state: State, n: int, tokens: int) -> Sequence[Proposal]:
         try:
-            reservation = self.budget.reserve(model_calls=n, tokens=n * self._largest)
+            reservation = self.budget.reserve(model_calls=n, tokens=tokens)
         except BudgetExceeded as error:
             raise PolicyError(_SPENT) from error
         proposals = await self.policy.propose(state, n)
-        tokens = sum(proposal.usage.tokens for proposal in proposals)
-        self._largest = max(self._largest, tokens // max(1, n))
-        reservation.settle(model_calls=n, tokens=tokens)
+        used = sum(proposal.usage.tokens for proposal in proposals)
+        self._largest = max(self._largest or 0, -(-used // max(1, n)))
+        reservation.settle(model_calls=n, tokens=used)
+        with self.calls.open("a", encoding="utf-8") as file:
+            file.write(f"[{n}, {used}]\n")
         return proposals
 
 
@@ -49,19 +67,20 @@ def work(given: Improvement, number: int, model: Path, logs: Path, on_task: Call
     """
     from counterplay.replay.recorder import Recorder
 
-    tasks, budget = given.tasks_of(number), left_of(given.plan.budget, used_in(logs) if logs.is_file() else {})
+    tasks, calls = given.tasks_of(number), logs.with_name(CALLS)
+    budget = left_of(given.plan.budget, used_in(logs.with_name(CALLS)))
     asked = given.asked_by(model)
     if given.temperature is not None:
         asked = replace(asked, temperature=given.temperature)
     with Recorder(logs, agent=agent_of(number)) as recorder:
-        done = asyncio.run(_recorded(given, asked, tasks, recorder, budget=budget, on_task=on_task))
+        done = asyncio.run(_recorded(given, asked, tasks, recorder, calls, budget=budget, on_task=on_task))
     in_order(logs, tasks)
     check_played({task: reason for task, reason in done.failed.items() if reason != _SPENT}, len(tasks))
     return {"tasks": len(set(tasks)), "unplayed": dict(done.failed)}
 
 
 async def _recorded(
-    given: Improvement, asked: Asked, tasks: Sequence[str], recorder: Recorder, *, budget: Budget, on_task: Callable[[], None]
+    given: Improvement, asked: Asked, tasks: Sequence[str], recorder: Recorder, calls: Path, *, budget: Budget, on_task: Callable[[], None]
 ) -> Recording:
     from counterplay.replay.recorder import record
 
@@ -69,7 +88,7 @@ async def _recorded(
         return await record(
             tasks,
             world_factory(asked.environment),
-            Metered(policy, budget),
+            Metered(policy, budget, calls),
             recorder,
             max_steps=asked.max_steps or MAX_STEPS,
             concurrency=given.plan.concurrency,
@@ -103,21 +122,23 @@ def left_of(limits: str, used: Mapping[str, float]) -> Budget:
     return Budget.of(**{kind: max(0.0, limit - used.get(kind, 0.0)) for kind, limit in kinds.items()})
 
 
-def used_in(logs: Path) -> dict[str, float]:
-    """What the runs in a recording took; it may be empty, or end in a line that a kill has torn."""
-    used = {"model_calls": 0.0, "tokens": 0.0}
-    for line in logs.read_bytes().splitlines(keepends=True):
-        for call in loads(line.decode())["calls"] if line.endswith(b"\n") else ():
-            used["model_calls"] += 1
-            used["tokens"] += call["usage"]["prompt_tokens"] + call["usage"]["completion_tokens"]
-    return used
+def used_in(calls: Path) -> dict[str, float]:
+    """What all calls of a round's work took, also for runs that are not recorded; the file may be missing, or end in a torn line."""
+    noted = _noted(calls)
+    return {"model_calls": float(sum(n for n, _ in noted)), "tokens": float(sum(tokens for _, tokens in noted))}
+
+
+def _noted(calls: Path) -> list[tuple[int, int]]:
+    """The number of draws and the tokens of every call."""
+    lines = calls.read_bytes().splitlines(keepends=True) if calls.is_file() else []
+    return [(n, tokens) for n, tokens in (loads(line.decode()) for line in lines if line.endswith(b"\n"))]
 
 
 def used_by(traces: Iterable[Trace]) -> dict[str, float]:
     """The model calls of logged runs, and their tokens as far as they are known."""
     used = {"model_calls": 0.0, "tokens": 0.0}
     for trace in traces:
-        used["model_calls"] += len(trace.trajectory)
+        used["model_calls"] += len(trace.trajectory) + sum(len(part.trajectory) for part in trace.sub_trajectories)
         used["tokens"] += sum(call.usage.tokens for call in trace.calls)
     return used
 

@@ -9,6 +9,7 @@ from bench.coverage import BAND, cells, logit_mean, percentile, reachable
 from counterplay.core.beta import wilson
 from counterplay.finetune.intervals import (
     bootstrap,
+    difference_bounds,
     difference_interval,
     rate_bounds,
     rate_interval,
@@ -39,9 +40,10 @@ def test_paired_intervals_against_published_values():
 
 
 def test_square_and_add_by_hand():
-    """Newcombe's limits out of two Wilson intervals and phi = (ad - bc) / sqrt of the margins."""
+    """Newcombe's limits out of two Wilson intervals and phi = (ad - bc) / sqrt of the margins, drawn to zero by 400 / 408."""
     before, after = table(4, 6, 9, 1)
     (l1, u1), (l2, u2), phi = wilson(0.5, 20), wilson(0.65, 20), (4 * 1 - 6 * 9) / math.sqrt(10 * 10 * 13 * 7)
+    phi *= 400 / 408
     low, high = square_and_add(np.array([before]), np.array([after]))
     assert low[0] == pytest.approx(0.15 - math.sqrt((0.65 - l2) ** 2 - 2 * phi * (0.65 - l2) * (u1 - 0.5) + (u1 - 0.5) ** 2))
     assert high[0] == pytest.approx(0.15 + math.sqrt((u2 - 0.65) ** 2 - 2 * phi * (u2 - 0.65) * (0.5 - l1) + (0.5 - l1) ** 2))
@@ -86,6 +88,15 @@ def test_the_truth_is_held_in_93_to_97_percent_of_experiments():
     assert 0.94 < np.mean([cell.coverage for cell in found]) < 0.96
     few = [cell for cell in cells(1000, (20,), bootstrap=False, attempts=(1, 3)) if "," not in cell.kind]
     assert min(cell.coverage for cell in few) > 0.88
+
+
+@pytest.mark.parametrize(("tasks", "attempts", "alike"), [(2, 4, True), (3, 4, True), (5, 8, False), (10, 4, False)])
+def test_few_tasks_with_several_attempts_hold_the_truth(tasks, attempts, alike):
+    """The same policy twice; with the plain correlation 81, 90, 89 and 93 % do."""
+    rng = np.random.default_rng(0)
+    rates = np.full((4000, tasks), 0.5) if alike else rng.random((4000, tasks))
+    low, high = difference_bounds(*(rng.binomial(attempts, rates) / attempts for _ in range(2)))
+    assert ((low <= 0) & (high >= 0)).mean() > 0.94
 
 
 def test_the_percentile_bootstrap_does_not_hold_it():

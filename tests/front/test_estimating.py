@@ -8,8 +8,8 @@ import pytest
 
 from counterplay import evaluation_kept, loop
 from counterplay.core.errors import UserError
-from counterplay.core.nouns import Call, Message, Outcome, Source, Step, Trace, Trajectory
-from counterplay.estimating import _others, estimate, tables
+from counterplay.core.nouns import Call, Message, Outcome, Source, Step, SubTrajectory, Trace, Trajectory
+from counterplay.estimating import _others, _usable, estimate, tables
 from counterplay.evaluation import evaluate
 
 MODEL = f"transformers:{Path(__file__).parents[2] / 'examples' / 'ledger' / 'model'}"
@@ -92,6 +92,24 @@ async def test_what_is_left_out_is_counted(logged):
     found = await estimate([*logged, odd, run(task=None)], {"same": MODEL})
     assert found.left_out == {"without a sampled action": 1, "without a task": 1}
     assert found.policies["same"].runs == 32
+
+
+SHORT = Trajectory((), (Message.user("go"),), (Step(Message.assistant("on")),))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"calls": (Call(0, params={"temperature": 1, "top_p": 0.5}),)}, "sampled with top_p"),
+        ({"calls": (Call(0, params={"top_k": 40, "min_p": 0.1}),)}, "sampled with top_k and min_p"),
+        ({"metadata": {"top_p": 0.9}}, "sampled with top_p"),
+        ({"sub_trajectories": (SubTrajectory(SHORT, continues=0),)}, "with a compaction"),
+        ({"sub_trajectories": (SubTrajectory(SHORT, agent="helper"),)}, "with sub-agents"),
+    ],
+)
+def test_runs_whose_decisions_cannot_be_weighed_are_left_out_by_name(fields, words):
+    whole = run(calls=(Call(0, params={"temperature": 1, "top_p": 1.0, "top_k": -1, "min_p": 0}),))
+    assert _usable([whole, run(**fields)]) == ([whole], {words: 1})
 
 
 def test_the_model_of_a_run_never_knows_its_own_outcome():

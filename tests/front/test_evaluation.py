@@ -11,7 +11,7 @@ from counterplay import evaluation_kept, loop
 from counterplay.core.errors import PolicyError, UserError
 from counterplay.core.nouns import Message, Proposal, Score, ToolCall, Usage
 from counterplay.core.protocols import first_draw
-from counterplay.evaluation import evaluate, named_policies, tables, tasks_from_spec
+from counterplay.evaluation import evaluate, named_policies, play_tasks, tables, tasks_from_spec
 from counterplay.evaluation_shown import markdown
 from counterplay.examples.ledger import Ledger
 
@@ -108,6 +108,8 @@ def test_names_and_tasks(tmp_path):
         named_policies(["x=logged", "x=logged"])
     (tmp_path / "tasks.txt").write_text("one\n\ntwo\n")
     assert tasks_from_spec(str(tmp_path / "tasks.txt")) == ["one", "two"]
+    (tmp_path / "twice.txt").write_text("one\ntwo\none\n")
+    assert tasks_from_spec(str(tmp_path / "twice.txt")) == ["one", "two"]
     assert tasks_from_spec("counterplay.examples.ledger:tasks:heldout:2") == ["heldout-0001", "heldout-0002"]
     with pytest.raises(UserError, match="one task a line"):
         tasks_from_spec("nowhere.txt")
@@ -130,6 +132,29 @@ async def test_attempts_are_drawn_apart_and_everything_is_counted(module):
     assert comparison.ends["d0"] == ("repeated actions (4 attempts)", "of 4: 2 success, 2 repeated actions")
     assert done.settings["temperature"] == 1.0
     assert [run.attempt for run in done.runs["later"] if run.outcome] == [1, 2] * 6
+
+
+async def test_a_task_that_is_there_twice_counts_once(module):
+    done = await evaluate({"later": "evaluated:later"}, "evaluated:Door", [*DOORS, *DOORS[:3]], attempts=2, max_steps=5)
+    once = await evaluate({"later": "evaluated:later"}, "evaluated:Door", DOORS, attempts=2, max_steps=5)
+    assert done.report == once.report
+    assert len(done.runs["later"]) == 12
+
+
+async def test_progress_is_told_as_each_attempt_ends(module):
+    """Half of them open at once; the others knock until the step limit, and have not ended then."""
+    seen = []
+
+    class Watching(Sometimes):
+        async def propose(self, state, n):
+            seen.append((len(state.steps), told.count("ended")))
+            return await super().propose(state, n)
+
+    told = []
+    await play_tasks(Watching(0), Door, DOORS, attempts=2, max_steps=4, on_task=lambda: told.append("ended"))
+    assert len(told) == 12
+    assert {count for step, count in seen if step == 0} == {0}
+    assert {count for step, count in seen if step > 0} == {6}
 
 
 async def test_one_attempt_is_greedy_and_attempts_that_are_all_alike_are_refused(module):

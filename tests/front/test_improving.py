@@ -22,16 +22,18 @@ from counterplay.commands import improving
 from counterplay.core.budget import Budget
 from counterplay.core.errors import PolicyError, UserError
 from counterplay.core.journal import ask
-from counterplay.core.nouns import Message, Proposal, State, Step, Usage
+from counterplay.core.nouns import Message, Proposal, State, Step, SubTrajectory, ToolCall, Usage
 from counterplay.examples.ledger import tasks
 from counterplay.examples.ledger.tasks import make_task
-from counterplay.improve import Improvement, improve, passes, report, rounds
-from counterplay.improve.examining import telling
+from counterplay.improve import Improvement, improve, passes, report, rounds, working
+from counterplay.improve import training as learning
+from counterplay.improve.examining import gain, telling
 from counterplay.improve.kept import Stages, settle
 from counterplay.improve.settings import Guided, traces_of
 from counterplay.improve.working import Metered, check_leak, left_of, used_by, used_in
 from counterplay.parts import Asked
 from counterplay.plan import Plan
+from tests.front import moves
 
 MODEL = Path(improving.__file__).parents[1] / "examples" / "ledger" / "model"
 LEDGER = "counterplay.examples.ledger:Ledger"
@@ -188,7 +190,8 @@ def test_where_nothing_went_well_the_model_stays_and_the_rounds_end(tmp_path):
     assert (done.rounds[1].failed, done.rounds[1].solved, done.rounds[1].rows) == (1, 0, 0)
     assert (done.model, done.chosen, done.stopped) == (MODEL, 0, "no evidence of a gain in round 1")
     poor = replace(small, plan=Plan.parse(None, [], split="even", budget="model_calls=3"))
-    assert improve(poor, tmp_path / "poor", quiet=True).rounds[1].traces == 0
+    spent = improve(poor, tmp_path / "poor", quiet=True).rounds[1]
+    assert (spent.traces, spent.model_calls) == (0, 3)
 
 
 def test_killed_it_goes_on(tmp_path):
@@ -265,15 +268,15 @@ def test_what_cannot_be_improved_is_refused(tmp_path):
         settle(tmp_path, {})
 
 
-def round_(number, gain=None):
-    return rounds.Round(number, "", 0.5, (0.4, 0.6), 10, gain=gain)
+def round_(number, verdict=""):
+    return rounds.Round(number, "", 0.5, (0.4, 0.6), 10, verdict=verdict)
 
 
-def test_it_stops_where_the_gain_is_not_surely_above_zero():
-    sure, unsure, worse = ((0.2, 0.1, 0.3), (0.02, -0.01, 0.05), (-0.2, -0.3, -0.1))
+def test_it_stops_where_the_round_is_not_better_by_its_verdict():
+    sure, unsure, worse = ("better", "no evidence of lift", "worse")
     assert rounds.why_stop([round_(0), round_(1, sure)], None, until_no_gain=True) == ""
-    for gain in (unsure, worse, (0.01, 0.0, 0.02)):
-        assert rounds.why_stop([round_(0), round_(1, gain)], None, until_no_gain=True) == "no evidence of a gain in round 1"
+    for verdict in (unsure, worse):
+        assert rounds.why_stop([round_(0), round_(1, verdict)], None, until_no_gain=True) == "no evidence of a gain in round 1"
     assert rounds.why_stop([round_(0), round_(1, unsure)], 3, until_no_gain=False) == ""
     assert rounds.why_stop([round_(0), round_(1, sure)], 1, until_no_gain=True) == "1 rounds"
 
@@ -288,6 +291,14 @@ def test_the_chosen_round_is_surely_better_than_the_one_chosen_before():
     assert rounds.best_of({0: examined(0.4), 1: examined(0.4)}) == 0
 
 
+def test_a_round_is_better_only_where_a_comparison_says_so():
+    """Five gains in 20 tasks: the interval lies above zero, the sign-flip test does not say so."""
+    before, after = ({"outcomes": {f"t{i}": float(i < won) for i in range(20)}, "steps": {}} for won in (0, 5))
+    found = gain(before, after)
+    assert (found.interval[0] > 0, found.verdict) == (True, "no evidence of lift")
+    assert rounds.best_of({0: before, 1: after}) == 0
+
+
 def test_tasks_are_fresh_in_each_round_and_begin_again_at_their_end():
     three = given(tasks=("a", "b", "c", "d", "e"), tasks_per_round=2)
     assert [three.tasks_of(number) for number in (1, 2, 3, 4)] == [["a", "b"], ["c", "d"], ["e", "a"], ["b", "c"]]
@@ -296,7 +307,7 @@ def test_tasks_are_fresh_in_each_round_and_begin_again_at_their_end():
     assert replace(three, tasks_per_round=None).tasks_of(7) == ["a", "b", "c", "d", "e"]
 
 
-async def test_a_metered_policy_never_exceeds_its_ceiling():
+async def test_a_metered_policy_never_exceeds_its_ceiling(tmp_path):
     class Talker:
         calls = 0
 
@@ -305,7 +316,7 @@ async def test_a_metered_policy_never_exceeds_its_ceiling():
             return [Proposal(Message.assistant("yes"), usage=Usage(10, 5))] * n
 
     talker = Talker()
-    metered = Metered(talker, Budget.of(model_calls=5, tokens=60))
+    metered = Metered(talker, Budget.of(model_calls=5, tokens=60), tmp_path / "calls.jsonl")
     for _ in range(2):
         await metered.propose(State(), 2)
     with pytest.raises(PolicyError, match="budget of the round"):
@@ -314,14 +325,143 @@ async def test_a_metered_policy_never_exceeds_its_ceiling():
     assert metered.budget.left("model_calls") == 1
 
 
-def test_a_recording_is_counted_however_a_kill_left_it(two_rounds, tmp_path):
-    whole = (two_rounds.folder / "rounds" / "01" / "logs.jsonl").read_bytes()
+def test_work_is_counted_however_a_kill_left_it(two_rounds, tmp_path):
+    whole = (two_rounds.folder / "rounds" / "01" / working.CALLS).read_bytes()
     with Store.open(two_rounds.folder / "store.duckdb", read_only=True) as store:
         known = used_by(traces_of(store, 1))
-    torn = tmp_path / "logs.jsonl"
-    for content, used in ((whole, known), (whole + whole[:100], known), (b"", {"model_calls": 0, "tokens": 0})):
+    torn = tmp_path / working.CALLS
+    assert used_in(torn) == {"model_calls": 0, "tokens": 0}
+    for content, used in ((whole, known), (whole + whole[:5], known), (b"", {"model_calls": 0, "tokens": 0})):
         torn.write_bytes(content)
         assert used_in(torn) == used
+
+
+class Thinking:
+    """Asks for nothing but ends; a call takes 500 tokens and one turn of the loop."""
+
+    def __init__(self):
+        self.calls = 0
+
+    async def propose(self, state, n):
+        await asyncio.sleep(0)
+        self.calls += n
+        return [Proposal(Message.assistant("x"), usage=Usage(450, 50))] * n
+
+
+async def test_calls_at_once_stay_under_a_limit_of_tokens(tmp_path):
+    for limits, calls in (({"tokens": 1000}, 2), ({"tokens": 400}, 1), ({"model_calls": 3}, 3)):
+        thinking, file = Thinking(), tmp_path / f"{calls}.jsonl"
+        metered = Metered(thinking, Budget.of(**limits), file)
+        answers = await asyncio.gather(*(metered.propose(State(), 1) for _ in range(128)), return_exceptions=True)
+        assert thinking.calls == calls
+        assert sum(isinstance(answer, PolicyError) for answer in answers) == 128 - calls
+        assert used_in(file) == {"model_calls": calls, "tokens": 500 * calls}
+    again = Metered(Thinking(), Budget.of(tokens=499), tmp_path / "2.jsonl")  # what was noted is known after a kill
+    with pytest.raises(PolicyError, match="budget of the round"):
+        await again.propose(State(), 1)
+
+
+async def test_a_policy_that_can_tell_what_a_call_may_take_is_believed(tmp_path):
+    thinking = Thinking()
+    thinking.estimate = lambda state, n: Usage(600 * n, 0)
+    metered = Metered(thinking, Budget.of(tokens=1100), tmp_path / working.CALLS)
+    await asyncio.gather(*(metered.propose(State(), 1) for _ in range(4)), return_exceptions=True)
+    assert thinking.calls == 1
+
+
+def test_runs_that_the_budget_cuts_off_are_counted(tmp_path, monkeypatch):
+    """Eight runs of 30 calls, with 100 between them: none ends, and nothing is left for a search."""
+
+    class Endless:
+        async def propose(self, state, n):
+            await asyncio.sleep(0)
+            return [Proposal(Message.assistant(None, [ToolCall(f"c{len(state)}", "nothing", "{}")]), usage=Usage(10, 5))] * n
+
+    monkeypatch.setattr(Asked, "make_policy", lambda self, **_: Endless())
+    poor = given(plan=Plan.parse(None, [], split="even", budget="model_calls=100"), tasks_per_round=8)
+    done = working.work(poor, 1, MODEL, tmp_path / "logs.jsonl", lambda: None)
+    assert len(done["unplayed"]) == 8
+    assert used_in(tmp_path / working.CALLS) == {"model_calls": 100, "tokens": 1500}
+
+
+def test_sub_agents_and_compacted_contexts_are_counted():
+    trace = moves.logged("a")
+    parts = tuple(SubTrajectory(moves.logged("a").trajectory, continues=continues) for continues in (0, None))
+    assert used_by([replace(trace, sub_trajectories=parts)])["model_calls"] == 18
+
+
+def test_a_budget_that_nothing_counts_is_refused():
+    for kind in ("usd", "tool_calls", "simulations"):
+        with pytest.raises(UserError, match=f"budget of {kind}, which work does not count"):
+            given(plan=Plan.parse(None, [], budget=f"model_calls=100,{kind}=5"))
+
+
+def test_logs_of_other_rounds_are_refused_and_every_trace_is_looked_at(tmp_path, logs, monkeypatch):
+    """Runs named as those of round 2 are not of round 1, but would be exported with it."""
+    text = "".join(json.dumps({**json.loads(line), "agent": "improve/round-02"}) + "\n" for line in logs.read_text().splitlines())
+    logs.write_text(text)
+    task = json.loads(text.splitlines()[0])["task"]
+    leaking = given(logs=(logs,), held_out=("heldout-0001", task), prm="none", dpo=False, tasks=("new-0099",))
+    with pytest.raises(UserError, match="logs of improve/round-02"):
+        improve(leaking, tmp_path / "out", rounds=1, quiet=True)
+    monkeypatch.setattr(rounds, "OURS", "-")
+    with pytest.raises(UserError, match=f"held-out tasks: {task}"):
+        improve(leaking, tmp_path / "out", rounds=1, quiet=True)
+
+
+def trained(monkeypatch, options, folder=Path("round"), *, cut_off=False):
+    """What each training of a round is told."""
+    told = {}
+    monkeypatch.setattr(learning, "tune", lambda kind, start, data, out, **settings: told.update({kind: settings}))
+    learning.train(options, MODEL, folder, 3, lambda *_: None, cut_off=cut_off)
+    return told
+
+
+def test_a_training_that_was_cut_off_in_dpo_goes_on_there(monkeypatch, tmp_path):
+    options = given(training={"checkpoint_steps": 5})
+    for name in ("model-sft", "model"):
+        (tmp_path / name).mkdir()
+    state = tmp_path / "model-sft" / "training.json"
+    state.write_text('{"report": null}')
+    assert set(trained(monkeypatch, options, tmp_path, cut_off=True)) == {"sft", "dpo"}
+    state.write_text('{"report": {"steps": 9}}')
+    assert set(trained(monkeypatch, options, tmp_path, cut_off=True)) == {"dpo"}
+    assert set(trained(monkeypatch, options, tmp_path)) == {"sft", "dpo"}
+    assert not list(tmp_path.iterdir()), "what was trained on other data is not gone on with"
+
+
+def test_preference_training_takes_no_learning_rate_from_sft(monkeypatch):
+    sft = {"epochs": 2.0, "learning_rate": 5e-4, "batch_size": 4, "lora": True, "checkpoint_steps": 5}
+    told = trained(monkeypatch, given(training=sft, dpo_training={}), cut_off=True)
+    assert (told["sft"]["learning_rate"], told["sft"]["epochs"]) == (5e-4, 2.0)
+    assert not {"learning_rate", "epochs"} & set(told["dpo"])
+    assert [told["dpo"][name] for name in ("batch_size", "lora", "checkpoint_steps", "seed")] == [4, True, 5, 0]
+    assert (told["sft"]["resume"], told["dpo"]["resume"]) == (True, True)
+    own = trained(monkeypatch, given(training=sft, dpo_training={"learning_rate": 1e-5, "batch_size": 2}))
+    assert (own["dpo"]["learning_rate"], own["dpo"]["batch_size"], own["dpo"]["resume"]) == (1e-5, 2, False)
+
+
+def test_rows_too_long_to_train_on_are_not_exported(monkeypatch, tmp_path):
+    for asked, length in (({}, 8192), ({"max_length": 100}, 100)):
+        told, options = {}, given(training=asked)
+
+        def export(store, out, told=told, **settings):
+            told[out.name] = settings["max_length"]
+            return SimpleNamespace(rows={"train": 1}, dropped={})
+
+        monkeypatch.setattr(learning.exporting, "export_sft", export)
+        monkeypatch.setattr(learning.exporting, "export_dpo", export)
+        learning.export(None, options, 1, tmp_path, solved=1)
+        settings = trained(monkeypatch, options)
+        assert told == {name: settings[name]["max_length"] for name in ("sft", "dpo")} == {"sft": length, "dpo": length}
+    assert given(training={}).identity() == given(training={"max_length": 8192}).identity()
+
+
+def test_why_there_is_no_learned_verifier_is_in_the_report():
+    two = replace(round_(2), unguided="nothing was searched")
+    improved = rounds.Improved(Path("out"), (round_(0), round_(1, "better"), two), 1, MODEL, "2 rounds")
+    assert "round 2 searched without a learned verifier: nothing was searched" in report.page(improved)
+    assert "round 1 searched" not in report.page(improved)
 
 
 def test_a_pass_gives_nobody_less_than_a_line():

@@ -74,6 +74,16 @@ async def test_lines_are_drawn_once_each_until_the_budget_is_spent(module):
     assert "| 8 | 100.0 %" in markdown(found)
 
 
+@pytest.mark.parametrize(("search", "options"), [(None, []), ("independent", ["n=B/2"])])
+async def test_a_task_that_is_there_twice_counts_once(module, search, options):
+    course = Course.parse("4,8", search, options, [])
+    once = await scale({"plain": "scaled:plain"}, "scaled:Lock", TASKS, course)
+    drawn = sorted(module.plain.drawn)
+    module.plain.drawn.clear()
+    assert await scale({"plain": "scaled:plain"}, "scaled:Lock", [*TASKS, TASKS[0]], course) == once
+    assert sorted(module.plain.drawn) == drawn
+
+
 async def test_a_verifier_that_is_wrong_makes_more_worse(module):
     """It likes low digits, so with more lines it takes the first guess again and again."""
     course = Course.parse("2,8", None, [], ["scaled:backwards"])

@@ -34,14 +34,19 @@ class Estimated:
 
 
 async def estimate(
-    traces: Sequence[Trace], policies: Mapping[str, str], *, temperature: float = 1.0, verifier: Verifier | None = None, seed: int = 0
+    traces: Sequence[Trace],
+    policies: Mapping[str, str],
+    *,
+    temperature: float | None = None,
+    verifier: Verifier | None = None,
+    seed: int = 0,
 ) -> Estimated:
     """How each policy (`transformers:DIR` by name) would do on the tasks of `traces`, were it sampled at `temperature`, above 0.
 
-    Where all runs were recorded with log-probabilities (`metadata["logprobs"]`, sampled at temperature 1, as `evaluate --out` writes them)
-    every policy is a new one; else the first is the one that made the logs, at the temperature that they name (else at `temperature`),
-    and scores them itself. `verifier` has opinions on prefixes that serve as the model of doubly robust estimates; None takes the
-    mean outcome of the task's other runs, drawn towards that of the other tasks.
+    None is the temperature of the logs. Where all runs were recorded with log-probabilities (`metadata["logprobs"]`, sampled at
+    temperature 1, as `evaluate --out` writes them) every policy is a new one; else the first is the one that made the logs, at the
+    temperature that they name (else at `temperature`, or 1), and scores them itself. `verifier` has opinions on prefixes that serve as
+    the model of doubly robust estimates; None takes the mean outcome of the task's other runs, drawn towards that of the other tasks.
 
     Raises UserError where that is not enough to go by, or a policy does something else than the logs too often.
     """
@@ -52,7 +57,8 @@ async def estimate(
     if not usable:
         why = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "no runs at all"
         raise UserError(f"got no logged run to estimate from ({why})", "runs with a task and an outcome")
-    made_at = _logged_temperature(usable, temperature)
+    made_at = _logged_temperature(usable, 1.0 if temperature is None else temperature)
+    heat = made_at if temperature is None else temperature
     folders = {name: _folder(name, spec) for name, spec in policies.items()}
     recorded = [_recorded(trace) if made_at == 1 else None for trace in usable]
     trajectories = [trace.trajectory for trace in usable]
@@ -71,10 +77,10 @@ async def estimate(
     values = await _values(usable, verifier)
     found = {}
     for name, folder in folders.items():
-        target = ActionScorer(folder, temperature=temperature)(trajectories)
+        target = ActionScorer(folder, temperature=heat)(trajectories)
         runs = [_run(*parts) for parts in zip(usable, behaviour, target, values, strict=True)]
         found[name] = weigh(runs, seed=seed)
-    return Estimated(said, found, left_out)
+    return Estimated(f"{said}, sampled at temperature {made_at:g}; the new policies at {heat:g}", found, left_out)
 
 
 def _usable(traces: Sequence[Trace]) -> tuple[list[Trace], dict[str, int]]:

@@ -126,6 +126,5 @@ def estimated(asked: Question, store: Path, agent: str | None) -> Shown:
             f"got no run of that kind in {store}", "at least one", f"See what there is: counterplay stats --store {store}"
         )
     verifier = Asked(verifiers=asked.verifiers).make_verifier() if asked.verifiers else None
-    heat = 1.0 if asked.temperature is None else asked.temperature
-    done = asyncio.run(estimating.estimate(chosen, asked.policies, temperature=heat, verifier=verifier, seed=asked.seed))
+    done = asyncio.run(estimating.estimate(chosen, asked.policies, temperature=asked.temperature, verifier=verifier, seed=asked.seed))
     return Shown(console.plain(done), estimating.tables(done))

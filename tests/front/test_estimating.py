@@ -32,7 +32,7 @@ def logged(tmp_path_factory):
 async def test_the_logging_policy_is_found_to_be_itself(logged):
     found = await estimate(logged, {"same": MODEL})
     one = found.policies["same"]
-    assert found.behaviour == "recorded with the runs"
+    assert found.behaviour == "recorded with the runs, sampled at temperature 1; the new policies at 1"
     assert (one.runs, one.tasks) == (32, 32)
     assert one.logged == pytest.approx(22 / 32)
     assert one.effective == pytest.approx(32, abs=1.1)  # a call that can't be rendered as it was written counts for nothing
@@ -46,10 +46,15 @@ async def test_a_policy_that_made_the_logs_scores_them_where_nothing_was_recorde
     with pytest.raises(UserError, match="32 of 32 runs without log-probabilities"):
         await estimate(bare, {"same": MODEL})
     found = await estimate(bare, {"before": MODEL, "after": MODEL})
-    assert found.behaviour == "scored by before"
+    assert found.behaviour.startswith("scored by before, sampled at temperature 1")
     assert list(found.policies) == ["after"]
     assert found.policies["after"].effective == pytest.approx(32)
     assert found.policies["after"]["weighted"].lift == pytest.approx(0.0, abs=1e-9)
+    cool = [replace(trace, metadata={"temperature": 0.4}) for trace in logged]
+    same = await estimate(cool, {"before": MODEL, "after": MODEL})
+    assert same.policies["after"]["weighted"].lift == pytest.approx(0.0, abs=1e-9), (
+        "the same model at the temperature of the logs is no better"
+    )
 
 
 async def test_another_temperature_is_another_policy_and_a_verifier_is_the_model(logged):

@@ -146,18 +146,29 @@ def _lines(kind: Kind, parts: Mapping[str, list[Record]], formats: Sequence[Form
     return lines, unsayable
 
 
+_AGAIN = "Export the dataset again, into a new folder."
+
+
 def read_dataset(folder: str | Path, split: str = "train") -> tuple[Kind, list[Record]]:
-    """The kind and the records of one split, exactly as they were written. Raises UserError where there is no such dataset."""
+    """The kind and the records of one split, exactly as they were written. Raises UserError where there is none, or it is damaged."""
     path, manifest = Path(folder), Path(folder) / MANIFEST
     if not manifest.is_file():
         raise UserError(f"no dataset in {path}", f"a folder with {MANIFEST}", "Write one with: counterplay export")
-    kind: Kind = loads(manifest.read_text(encoding="utf-8"))["kind"]
     parquet, jsonl = path / "data" / f"{split}.parquet", path / "jsonl" / f"{split}.jsonl"
-    if parquet.is_file():
-        return kind, _read_parquet(parquet, kind)
-    if jsonl.is_file():
-        return kind, [loads(line) for line in jsonl.read_text(encoding="utf-8").split("\n") if line]
-    raise UserError(f"no split {split!r} in {path}", f"one of {', '.join(sorted(p.stem for p in path.glob('*/*.*')))}")
+    if not (parquet.is_file() or jsonl.is_file()):
+        raise UserError(f"no split {split!r} in {path}", f"one of {', '.join(sorted(p.stem for p in path.glob('*/*.*')))}")
+    read = parquet if parquet.is_file() else jsonl
+    try:
+        told = loads(manifest.read_text(encoding="utf-8"))
+        kind: Kind = told["kind"]
+        records = _read_parquet(read, kind) if read is parquet else _read_jsonl(read)
+        written = told["rows"][split]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        got = f"{read} or {manifest.name} beside it is damaged: {type(error).__name__}: {str(error)[:120]}"
+        raise UserError(got, "the files as they were exported", _AGAIN) from error
+    if len(records) < written:
+        raise UserError(f"{read} holds {len(records)} rows", f"the {written} that were exported", _AGAIN)
+    return kind, records
 
 
 def _reasons(drops: Sequence[Drop]) -> str:
@@ -296,6 +307,10 @@ def _json_lists(values: Sequence[Sequence[str] | None]) -> Any:
         offsets.append(offsets[-1] + len(value or ()))
     missing = pa.array([value is None for value in values])
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.ExtensionArray.from_storage(pa.json_(), texts), mask=missing)
+
+
+def _read_jsonl(path: Path) -> list[Record]:
+    return [loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def _read_parquet(path: Path, kind: Kind) -> list[Record]:

@@ -300,3 +300,26 @@ def test_long_columns_are_written_in_several_row_groups(tmp_path, load, monkeypa
     assert 3 <= sizes[1] <= 9
     assert read_dataset(tmp_path / "cut") == read_dataset(tmp_path / "whole")
     assert load(tmp_path / "cut").to_list() == load(tmp_path / "whole").to_list()
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("data/train.parquet", lambda data: data[: len(data) // 2]),
+        ("data/train.parquet", lambda _: b""),
+        ("jsonl/train.jsonl", lambda data: data[: len(data) // 2]),
+        ("jsonl/train.jsonl", lambda data: data[: data.index(b"\n") + 1]),
+        ("counterplay.json", lambda data: data[: len(data) // 2]),
+        ("counterplay.json", lambda _: b"[]"),
+    ],
+)
+def test_a_damaged_dataset_is_refused_by_name(kit, tmp_path, name, damage):
+    formats = ("jsonl",) if name.startswith("jsonl") else ("parquet",)
+    rows = [row for task in ("a", "b") for row in logged_rows([kit.trace(task)]).rows]
+    write_dataset(rows, tmp_path / "d", split={"train": 1.0}, formats=formats)
+    assert len(read_dataset(tmp_path / "d")[1]) == 2
+    file = tmp_path / "d" / name
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(UserError, match="Export the dataset again") as refused:
+        read_dataset(tmp_path / "d")
+    assert Path(name).name in str(refused.value)

@@ -42,11 +42,11 @@ def test_rows_that_say_nothing_are_refused(model_dir, kit, tmp_path):
         dataset_rows(tmp_path / "sft")
     write_dataset(prm_rows(SOURCES[:1]), tmp_path / "prm", split={"train": 1.0}, formats=("jsonl",))
     file = tmp_path / "prm" / "jsonl" / "train.jsonl"
-    row = json.loads(file.read_text().splitlines()[0])
+    row, *others = map(json.loads, file.read_text().splitlines())
     first, second, *rest = row["completions"]
     moved = [first[:1], [*first[1:], *second], *rest]  # what was observed after the first action lies in the second step
     for change, match in (({"labels": row["labels"][:-1]}, "labels for"), ({"completions": moved}, "ends within one")):
-        file.write_text(json.dumps({**row, **change}) + "\n")
+        file.write_text("".join(json.dumps(each) + "\n" for each in ({**row, **change}, *others)))
         with pytest.raises(UserError, match=match):
             dataset_rows(tmp_path / "prm")
 

@@ -16,7 +16,7 @@ install: $(VENV)/.installed ## the virtual environment with every extra
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "got Python " + sys.version.split()[0] + ", wanted 3.11 or newer: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,serve,receive,postgres,langgraph,gym,mcp,otel,pin,math,sql,plot,dev]'
+	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,serve,receive,postgres,langgraph,gym,mcp,otel,pin,math,sql,plot,ray,view,dev]'
 	@touch $@
 
 demo: install ## traces in, better agent out: the whole loop on the example, with the table at the end

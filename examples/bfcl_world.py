@@ -47,7 +47,7 @@ class Bfcl(LoggedWorld):
             return f"Error during execution: {error}"
         return json.dumps(result) if isinstance(result, dict) else str(result)
 
-    def reply(self, action: Message) -> list[Message]:  # noqa: ARG002  BFCL's users do not listen: the next turn is the next turn
+    def reply(self, action: Message) -> list[Message]:
         turns = [step.observations for step in self.trace.trajectory.steps if not step.action.tool_calls]
         self.turns.append([])
         return list(turns[len(self.turns) - 2]) if len(self.turns) - 2 < len(turns) else []

@@ -40,9 +40,9 @@ async def fresh(factory: Factory) -> World:
 
 
 async def release(world: World) -> None:
-    """Release what an instance holds, where it says how."""
+    """Release what an instance holds, where it says how: by `close`, unless that is one of the tools it offers."""
     close: Callable[[], Any] | None = getattr(world, "close", None)
-    if close is not None:
+    if close is not None and all(tool.name != "close" for tool in world.tools):
         await settled(close())
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from counterplay.core.errors import DivergenceError
-from counterplay.core.nouns import Grade, Message, ToolCall
+from counterplay.core.nouns import Grade, Message, ToolCall, ToolSpec
 from counterplay.replay.live import LiveEnvironment, initial
 from tests.replay.shelf import CopyShelf, Shelf, SnapshotShelf, act, results, walk
 
@@ -249,6 +249,18 @@ async def test_every_instance_is_closed():
         assert environment.fingerprint
         environment.close()
         assert Closing.open_now == 0
+
+
+def test_a_tool_named_close_is_no_way_to_let_go_of_a_world():
+    class Closing(Shelf):
+        def __init__(self, task: str = "t") -> None:
+            super().__init__(task)
+            self.tools = (*self.tools, ToolSpec.function("close", "Close the shelf.", {"type": "object", "properties": {}}))
+
+        def close(self) -> str:
+            pytest.fail("nobody called this tool")
+
+    assert initial(Closing).tools[-1].name == "close"
 
 
 def test_fingerprints_tell_worlds_tasks_and_limits_apart():

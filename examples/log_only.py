@@ -13,7 +13,7 @@ from counterplay.demo import EXAMPLE
 from counterplay.parts import Asked
 from counterplay.plan import Plan
 
-logs = sys.argv[1:] or [EXAMPLE / "logs.jsonl.gz"]
+logs: list[Path | str] = [*sys.argv[1:]] or [EXAMPLE / "logs.jsonl.gz"]
 folder = Path(tempfile.mkdtemp())
 with Store.open(folder / "s.duckdb") as store:
     taken = loop.ingest(logs, store)

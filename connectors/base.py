@@ -23,8 +23,9 @@ from counterplay.core.nouns import Trace, Trajectory
 from counterplay.core.records import Rejected
 
 __all__ = [
-    "CONNECTORS", "Connector", "Entry", "FolderConnector", "Item", "Line", "Unit", "detect", "entries", "entries_of", "get", "ingest_items",
-    "leading_objects", "lines", "open_bytes", "parse_line", "read_unit", "sample_of", "source_trace_id", "trace_id", "units",
+    "CONNECTORS", "Connector", "Entry", "FolderConnector", "Item", "Line", "Separate", "Unit", "detect", "entries", "entries_of",
+    "files_in", "get", "ingest_items", "leading_objects", "lines", "open_bytes", "parse_line", "read_unit", "sample_of", "sorted_out",
+    "source_trace_id", "trace_id", "units",
 ]  # fmt: skip
 
 Item: TypeAlias = "Trace | Rejected"
@@ -92,6 +93,15 @@ class FolderConnector(Connector, Protocol):
         ...
 
 
+@runtime_checkable
+class Separate(Protocol):
+    """A format some of whose records are whole traces: a file of nothing else needs no other, and may be read on from where it ended."""
+
+    def is_separate(self, trace: Trace) -> bool:
+        """Whether one record was all of a trace that this connector gave."""
+        ...
+
+
 class _Registry(Mapping[str, Connector]):
     """Known connectors by name, built-in and from entry points. Each is imported when it is first asked for."""
 
@@ -155,7 +165,7 @@ def units(paths: Iterable[Path], format: str = "auto") -> tuple[list[Unit], list
     rejected: list[Rejected] = []
     for path in map(Path, paths):
         if path.is_dir():
-            groups, bad = _sorted_out(path, chosen)
+            groups, bad = sorted_out(files_in(path), format)
             found += [unit for name, files in groups.items() for unit in _grouped(name, files, alone=False)]
             rejected += bad
             continue
@@ -217,12 +227,19 @@ def _grouped(name: str, files: Sequence[Path], *, alone: bool) -> list[Unit]:
     return [Unit(name, (file,), alone) for file in files]
 
 
-def _sorted_out(folder: Path, chosen: Connector | None) -> tuple[dict[str, list[Path]], list[Rejected]]:
-    groups: dict[str, list[Path]] = {}
-    rejected: list[Rejected] = []
+def files_in(folder: Path) -> list[Path]:
+    """The files of a folder and those below it in name order, without hidden ones. Raises SourceError where there is none."""
     files = _files(folder)
     if not files:
         raise SourceError(f"got the folder {folder}, which holds no files", "log files", "Check the path.")
+    return files
+
+
+def sorted_out(files: Iterable[Path], format: str = "auto") -> tuple[dict[str, list[Path]], list[Rejected]]:  # noqa: A002
+    """Files by the name of the connector that reads them, and those that none can read; prose is passed over."""
+    chosen = None if format == "auto" else get(format)
+    groups: dict[str, list[Path]] = {}
+    rejected: list[Rejected] = []
     for file in files:
         try:
             connector = chosen or detect(file)

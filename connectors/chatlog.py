@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,14 @@ from counterplay.connectors.chat.streams import unwrapped
 from counterplay.connectors.lines import Entry, is_document, is_zipped, leading_objects
 from counterplay.connectors.normalise import ROLES
 from counterplay.connectors.parts import Names, Part, Place, Undivided
+from counterplay.connectors.tables import PARQUET, is_parquet
+from counterplay.core.errors import SourceError
+from counterplay.core.nouns import Trace
 from counterplay.core.records import Rejected
 
 NAME = "chatlog"
 _ROWS_A_TIME = 2048
+_FIRST_ROWS = 3
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,9 @@ class ChatLog:
 
     name: str = NAME
 
-    def detect(self, sample: bytes, path: Path) -> float:  # noqa: ARG002  the protocol's shape
-        rows = [part for row in leading_objects(sample) for part in _parts(row)]
+    def detect(self, sample: bytes, path: Path) -> float:
+        found = _beginning(path) if sample.startswith(PARQUET) else leading_objects(sample)
+        rows = [part for row in found for part in _parts(row)]
         known = sum(1 for row in rows if _is_known(row))
         return 0.9 * known / len(rows) if known else 0.0
 
@@ -53,9 +59,13 @@ class ChatLog:
         for item in _items(entries_of(paths)):
             yield item
 
+    def is_separate(self, trace: Trace) -> bool:
+        """Records of whole runs are; calls may hang together with others."""
+        return trace.source.dialect != "calls"
+
     def divides(self, paths: Sequence[Path]) -> bool:
         """Files of lines are read in parts. Not zipped ones: every part would have to unzip all, which takes longer than to read it."""
-        return not any(is_zipped(path) or is_document(path) for path in paths)
+        return not any(is_zipped(path) or is_parquet(path) or is_document(path) for path in paths)
 
     def read_part(self, paths: Sequence[Path], part: Part) -> Iterator[Names | tuple[Place, Item]]:
         """The runs whose calls are of a part. Records that are whole runs are not read in parts: they are given out one by one."""
@@ -192,6 +202,14 @@ def _parts(row: dict[str, Any]) -> list[dict[str, Any]]:
     if row.get("object") != "list" or not isinstance(data, list) or not data or half_of(row) is not None:
         return [row]
     return data if all(isinstance(part, dict) for part in data) else [row]
+
+
+def _beginning(path: Path) -> list[dict[str, Any]]:
+    """The first rows of a Parquet file; none where it can't be read."""
+    try:
+        return [row.value for row in islice(entries(path), _FIRST_ROWS) if isinstance(row, Entry)]
+    except (SourceError, OSError):
+        return []
 
 
 def _is_known(row: Mapping[str, Any]) -> bool:

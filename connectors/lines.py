@@ -1,4 +1,4 @@
-"""Reading log files: JSON lines or JSON documents, plain or gzipped, one record at a time.
+"""Reading log files: JSON lines or JSON documents, plain, gzipped or in Zstandard, one record at a time.
 
 Memory is bounded by the longest line (or by the document, where a file is one). What can't be read becomes a `Rejected` with
 file, line, byte offset and reason, and the good records before and after it are still given out; offsets count in the
@@ -38,6 +38,9 @@ _SKIP_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 18
 _SPACE, _RETURN = ord(" "), ord("\r")
 _BOM = b"\xef\xbb\xbf"
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_ZSTD_WINDOW = 1 << 27
+_ZSTD_BYTES = 1 << 12  # few: they may unpack to thirty thousand times as many
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _BLANK = re.compile(r"[ \t\r\n]*")
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|["{}\[\],]', re.DOTALL)
@@ -89,7 +92,8 @@ class _Gzip(io.RawIOBase):
     """The uncompressed bytes of a gzipped file; damage is an OSError wherever it shows."""
 
     def __init__(self, path: Path) -> None:
-        self._stream = gzip.GzipFile(path)
+        self._packed = path.open("rb")
+        self._stream = gzip.GzipFile(fileobj=self._packed)
 
     def readable(self) -> bool:
         return True
@@ -104,26 +108,87 @@ class _Gzip(io.RawIOBase):
 
     def close(self) -> None:
         self._stream.close()
+        self._packed.close()
         super().close()
 
 
+class _Zstandard(io.RawIOBase):
+    """The uncompressed bytes of a file in Zstandard, frame after frame; damage is an OSError wherever it shows."""
+
+    def __init__(self, path: Path) -> None:
+        import zstandard
+
+        self._damage = zstandard.ZstdError
+        self._packed = path.open("rb")
+        self._fresh = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).decompressobj
+        self._frame = self._fresh()
+        self._rest, self._begun = b"", False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest:
+            if not self._unpack():
+                return 0
+        found, self._rest = self._rest[: len(buffer)], self._rest[len(buffer) :]
+        buffer[: len(found)] = found
+        return len(found)
+
+    def _unpack(self) -> bool:
+        """Take some packed bytes more; False at the end of the file."""
+        packed = self._frame.unused_data if self._frame.eof else b""
+        if self._frame.eof:
+            self._frame, self._begun = self._fresh(), False
+        packed = packed or self._packed.read(_ZSTD_BYTES)
+        if not packed:
+            if self._begun:
+                msg = "the last frame ends too early"
+                raise OSError(msg)
+            return False
+        self._begun = True
+        try:
+            self._rest = self._frame.decompress(packed)
+        except self._damage as error:
+            raise OSError(str(error)) from error
+        return True
+
+    def close(self) -> None:
+        self._packed.close()
+        super().close()
+
+
+_PACKED: dict[bytes, Callable[[Path], io.RawIOBase]] = {b"\x1f\x8b": _Gzip, _ZSTD_MAGIC: _Zstandard}
+
+
 def open_bytes(path: Path) -> io.BufferedIOBase:
-    """The uncompressed bytes of a plain or gzipped file, whose reading raises OSError where it is damaged.
+    """The uncompressed bytes of a plain file, or of one in gzip or Zstandard, whose reading raises OSError where it is damaged.
 
     Raises SourceError where it can't be opened.
     """
     try:
         if not path.is_file():
             raise SourceError(f"got {path}", "a file", "Check the path." if not path.exists() else "Give a regular file or a folder.")
-        return io.BufferedReader(_Gzip(path) if is_zipped(path) else io.FileIO(path), _SKIP_BYTES)
+        opener = _PACKED.get(_magic(path), _plain)
+        return io.BufferedReader(opener(path), _SKIP_BYTES)
     except (OSError, ValueError) as error:
         raise SourceError(f"got {path}, which can't be opened ({error})", "a readable file") from error
 
 
 def is_zipped(path: Path) -> bool:
-    """Whether a file is gzipped. Raises OSError where it can't be opened."""
+    """Whether a file is compressed. Raises OSError where it can't be opened."""
+    return _magic(path) in _PACKED
+
+
+def _plain(path: Path) -> io.RawIOBase:
+    return path.open("rb", buffering=0)
+
+
+def _magic(path: Path) -> bytes:
+    """The first bytes of a file, as many as tell how it is packed."""
     with path.open("rb") as stream:
-        return stream.read(2) == b"\x1f\x8b"
+        head = stream.read(4)
+    return head if head == _ZSTD_MAGIC else head[:2]
 
 
 def sample_of(path: Path, size: int = SAMPLE_BYTES) -> bytes:

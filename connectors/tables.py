@@ -11,10 +11,12 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from urllib.parse import unquote
 
 from counterplay.connectors.lines import MAX_RECORD_BYTES, Entry, entries, leading_objects, open_bytes
 from counterplay.core.errors import SourceError
@@ -28,6 +30,7 @@ _BATCH_ROWS = 64
 _MAX_GROUP_BYTES = 4 << 30
 _HEADER_BYTES = 1 << 16
 _MAX_COMMAS = 1 << 20
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
 def columns_of(sample: bytes, path: Path) -> frozenset[str]:
@@ -54,7 +57,7 @@ def rows_of(path: Path) -> Iterator[Entry | Rejected]:
         except (EOFError, OSError):
             head = b""
     if head.startswith(PARQUET):
-        yield from _parquet_rows(path)
+        yield from parquet_rows(path)
     elif head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] not in (b"{", b"[", b"") and _header(head) is not None:
         yield from _csv_rows(path)
     else:
@@ -70,19 +73,17 @@ def rows_of_all(paths: Iterable[Path]) -> Iterator[Entry | Rejected]:
             yield Rejected(str(path), str(error))
 
 
-def _opened(path: Path) -> pq.ParquetFile:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.ParquetFile(path, pre_buffer=False)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise SourceError(f"got {path}, a Parquet file that can't be opened ({_first_line(error)})", "a whole Parquet file") from error
+def is_parquet(path: Path) -> bool:
+    """Whether a file is Parquet. Raises OSError where it can't be opened."""
+    with path.open("rb") as stream:
+        return bool(stream.read(len(PARQUET)) == PARQUET)
 
 
-def _parquet_rows(path: Path) -> Iterator[Entry | Rejected]:
+def parquet_rows(path: Path) -> Iterator[Entry | Rejected]:
+    """As `rows_of`, of a Parquet file. Columns that its folders name (`agent=support/`) and it has not itself are those of every row."""
     import pyarrow as pa
 
+    named = _partition_of(path)
     with _opened(path) as file:
         if not file.metadata.num_rows:
             yield Rejected(str(path), f"a table without rows; its columns are {', '.join(file.schema_arrow.names)[:300]}", 1)
@@ -98,10 +99,29 @@ def _parquet_rows(path: Path) -> Iterator[Entry | Rejected]:
                 for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group]):
                     for value in batch.to_pylist():
                         row += 1
-                        yield _entry(value, path, row)
+                        yield _entry({**named, **value}, path, row)
             except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
                 yield Rejected(str(path), f"rows {row + 1} to {after} can't be read: {_first_line(error)}", row + 1)
             row = after
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(pq.ParquetFile(stack.enter_context(path.open("rb")), pre_buffer=False))
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise SourceError(f"got {path}, a Parquet file that can't be opened ({_first_line(error)})", "a whole Parquet file") from error
+        yield file
+
+
+def _partition_of(path: Path) -> dict[str, str]:
+    """What the folders of a file say in Hive's way."""
+    pairs = (part.partition("=") for part in path.parts[:-1])
+    return {name: unquote(value) for name, equals, value in pairs if name and equals and value != _HIVE_NULL}
 
 
 def _entry(value: dict[str, Any], path: Path, row: int) -> Entry | Rejected:

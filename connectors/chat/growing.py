@@ -11,6 +11,7 @@ import json
 import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from counterplay.connectors.lines import MAX_PARTS, Entry, Line, Wanted, is_comp
 from counterplay.connectors.lines import entries as slow_entries
 from counterplay.connectors.normalise import KnownMessages, KnownPrompt, KnownTools, is_plain, message_of, tools_of
 from counterplay.connectors.prefixes import Prefixes
+from counterplay.connectors.tables import is_parquet, parquet_rows
 from counterplay.core.errors import SourceError
 from counterplay.core.nouns import Message
 from counterplay.core.records import Rejected
@@ -45,12 +47,33 @@ _scanned: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder().scan_once  
 
 def entries(path: Path, rows: GrowingRows | None = None) -> Iterator[Entry | Rejected]:
     """As `lines.entries`; messages and tools of chat calls are `KnownMessages` and `KnownTools`, which `normalise` takes as they are."""
+    if is_parquet(path):
+        yield from _table(path)
+        return
     if is_document(path):
         yield from slow_entries(path)
         return
     rows = rows or GrowingRows()
     for index, line in enumerate(lines(path)):
         yield line if isinstance(line, Rejected) else rows.entry(path, line, index)
+
+
+def _table(path: Path) -> Iterator[Entry | Rejected]:
+    """The rows of a Parquet file as a log has them: JSON in text columns is read, and what a table fills in with NULL is left out."""
+    for row in parquet_rows(path):
+        yield (
+            row if isinstance(row, Rejected) else replace(row, value={key: _told(value) for key, value in _without_null(row.value).items()})
+        )
+
+
+def _told(value: Any) -> Any:
+    return facts.parsed_or(value) if isinstance(value, str) and value[:1] in ("{", "[") else value
+
+
+def _without_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_null(inner) for key, inner in value.items() if inner is not None or key == "content"}
+    return [_without_null(inner) for inner in value] if isinstance(value, list) else value
 
 
 def entries_of(paths: Iterable[Path]) -> Iterator[Entry | Rejected]:

@@ -1,4 +1,7 @@
-"""OpenInference (Arize Phoenix): `llm.input_messages.N.message.*`, one attribute a field, and `openinference.span.kind`."""
+"""OpenInference (Arize Phoenix): `llm.input_messages.N.message.*`, one attribute a field, and `openinference.span.kind`.
+
+Spans that counterplay exported say more under `counterplay.`: exact messages, the trajectory of a call, and how that ended.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,14 @@ from counterplay.connectors.dialects.indexed import answers, fill, indexed, nest
 from counterplay.connectors.dialects.payloads import fields_of, take_answer, take_request
 from counterplay.connectors.facts import number, parsed_or, word
 from counterplay.connectors.messages.openai import REDACTED, known_text, openai_message, tool_call, tool_spec, usage_of
-from counterplay.connectors.spans.readings import Kind, Reading, ToolRun, finish_reason
+from counterplay.connectors.spans.readings import Kind, Reading, Slot, ToolRun, finish_reason
 from counterplay.connectors.spans.span import Loss, Span
 from counterplay.core.nouns import Message
 
 _KINDS: Mapping[str, Kind] = {"LLM": "llm", "TOOL": "tool", "AGENT": "agent", "EVALUATOR": "judge", "GUARDRAIL": "judge"}
 _LLM_PREFIXES = ("llm.input_messages.", "llm.output_messages.", "llm.tools.", "llm.token_count.")
 _OWN = ("openinference.span.kind", "llm.invocation_parameters", "llm.model_name")
+_MOST = 1 << 31
 _STREAM_BEGAN = "First Token Stream Event"
 _USAGE = {
     "input_tokens": "llm.token_count.prompt",
@@ -41,11 +45,12 @@ def read(span: Span) -> Reading:
         reading.tool = _tool_run(reading.name, attributes)
     elif kind == "llm":
         _facts(attributes, reading, fields_of(attributes.get("output.value")))
-        fill(reading, indexed(attributes, "llm.input_messages", loss=span.loss), _message)
-        answers(reading, indexed(attributes, "llm.output_messages", loss=span.loss), _message)
+        fill(reading, indexed(attributes, "llm.input_messages", loss=span.loss), message_of_fields)
+        answers(reading, indexed(attributes, "llm.output_messages", loss=span.loss), message_of_fields)
         _read_tools(attributes, reading, span.loss)
         _stream(span, reading)
         _from_sdk(reading, attributes)
+        _own(reading, attributes)
     return reading
 
 
@@ -75,9 +80,12 @@ def _stream(span: Span, reading: Reading) -> None:
         reading.streamed, reading.first_token_ns = True, span.first_event_ns(_STREAM_BEGAN)
 
 
-def _message(fields: Mapping[str, Any]) -> Message | None:
-    """None where the role or the name of a call is lost."""
+def message_of_fields(fields: Mapping[str, Any]) -> Message | None:
+    """A message from its attributes, exactly where they hold its JSON; None where the role or the name of a call is lost."""
     fields = {key.removeprefix("message."): value for key, value in fields.items()}
+    exact = fields.get("counterplay.wire")
+    if isinstance(exact, str) and isinstance(parsed_or(exact), dict) and parsed_or(exact).get("role") == fields.get("role"):
+        return Message(exact)
     if not isinstance(fields.get("role"), str):
         return None
     found: dict[str, Any] = {"role": fields["role"], "content": fields.get("content")}
@@ -133,6 +141,29 @@ def _from_sdk(reading: Reading, attributes: Mapping[str, Any]) -> None:
         reading.tools, reading.tools_whole = found.tools, found.tools_whole
     if not reading.outputs and _is_json(attributes.get("output.value")):
         take_answer(reading, attributes["output.value"])
+
+
+def _own(reading: Reading, attributes: Mapping[str, Any]) -> None:
+    """What an export of counterplay says beside the convention. A call that was not known whole is not so by having been exported."""
+    context = parsed_or(attributes.get("counterplay.context"))
+    if not isinstance(context, dict) or not _is_context(context):
+        return
+    reading.context = context
+    reading.truncated |= bool(context.get("truncated"))
+    reading.redacted |= bool(context.get("redacted"))
+    after = indexed(attributes, "counterplay.after")
+    made = (message_of_fields(after.items[index]) for index in sorted(after.items))
+    reading.after = [Slot(message) for message in made if message is not None]
+
+
+def _is_context(context: Mapping[str, Any]) -> bool:
+    """Whether what a span says of its trajectory has the types that counterplay writes: it may be anybody's."""
+    places = [context.get("trajectory"), *(context[name] for name in ("step", "prompt") if name in context)]
+    places += [context[name] for name in ("parent_step", "continues") if context.get(name) is not None]
+    end = context.get("end", {})
+    said = isinstance(end, dict) and isinstance(end.get("error"), str | None)
+    said = said and all(context.get(name, "full") in ("full", "stitched", "partial", "none") for name in ("inputs", "outputs"))
+    return said and all(type(place) is int and 0 <= place < _MOST for place in places)
 
 
 def _is_json(raw: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import isfinite
 from typing import Any
 
@@ -51,7 +52,13 @@ _RESOURCE = {
     ROLLOUT: "rollout_id",
     ATTEMPT: "attempt_id",
 }
-_SOURCES: Mapping[str, OutcomeSource] = {"HUMAN": "human", "LLM": "judge", "CODE": "harness"}
+_SOURCES: Mapping[str, OutcomeSource] = {
+    "HUMAN": "human",
+    "LLM": "judge",
+    "CODE": "harness",
+    "ENVIRONMENT": "environment",  # these two are our own words
+    "FEEDBACK": "feedback",
+}
 _INDEXED_SCORE = re.compile(r"(?:trace\.|span\.|session\.)?(annotations|evaluations)\.\d+\.")
 
 _RUN_KEYS = {*_SESSION, *_USER, *_TASK, *_AGENT, *_TAGS, *_RENAMED, "metadata", "reward"}
@@ -155,4 +162,10 @@ def _evaluation(span_id: str | None, fields: Mapping[str, Any], prefix: str) -> 
     source = _SOURCES.get(str(get("annotator_kind", "annotator.kind") or "").upper(), "unknown")
     word = "" if label is None else str(label)
     said = found if found is not None and isfinite(found) else word or None
-    yield SpanScore(LoggedScore.of(name, said, source=source, comment=str(get("explanation") or "")), span_id, word)
+    score = LoggedScore.of(name, said, source=source, comment=str(get("explanation") or ""))
+    scaled = get("scaled")  # on a scale of its own that the exporter knew
+    if scaled == "unknown":
+        score = replace(score, scaled=None)
+    elif isinstance(scaled, int | float) and 0.0 <= scaled <= 1.0:
+        score = replace(score, scaled=float(scaled))
+    yield SpanScore(score, span_id, word)

@@ -93,6 +93,7 @@ def assemble(context: Context, runs: ToolRuns, notes: Counter[str]) -> None:
         context.places[id(call)] = context.steps.act(action, sampled=sampled)
         first = next((k for k, message in enumerate(later) if role_of(message) == "assistant"), len(later))
         proven = successor is not None and successor.coverage in ("full", "stitched") and call.count is not None
+        proven |= successor is None and "end" in call.reading.context
         observations = _with_results(action, later[:first], call, runs, proven=proven)
         context.steps.extend([*observations, *later[first:]], sampled=False)
 
@@ -100,7 +101,7 @@ def assemble(context: Context, runs: ToolRuns, notes: Counter[str]) -> None:
 def _between(context: Context, call: LlmCall, successor: LlmCall | None) -> list[Slot]:
     """What came after an answer, as far as the next call's input tells."""
     if successor is None:
-        return []
+        return call.reading.after
     if call.count is not None and successor.count is not None:
         return [context.messages[i] for i in range(call.count + 1, successor.count) if i in context.messages]
     answers = [i for i, slot in successor.slots.items() if slot.role == "assistant"]
@@ -112,7 +113,7 @@ def _action(call: LlmCall, successor: LlmCall | None, runs: ToolRuns, notes: Cou
     if call.output is not None:
         if call.edited:
             notes["answers that the context goes on with in another form"] += 1
-        return call.output.message, call.output.whole and not call.edited
+        return call.output.message, call.output.whole and not call.edited and call.reading.context.get("sampled") is not False
     if call.failed:
         return Message.assistant(), False
     until = successor.start if successor is not None else None

@@ -5,7 +5,7 @@ Every model call of the trace is a step, a retry named in `metadata["retries"]`,
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -41,9 +41,7 @@ def build(
         names = ", ".join(sorted({span.name for span, _ in members})[:5])
         return f"trace {source_id} holds no model call in a known dialect ({len(members)} spans: {names})"
     _know_tools(calls)
-    stitch(calls)
-    link(calls)
-    ordered = _ordered([Context.of(branch) for branch in contexts(calls)], tree)
+    ordered = _declared(calls) or _ordered(_found(calls), tree)
     main = ordered[0]
     runs = tool_runs(tree, limit)
     for context in ordered:
@@ -70,6 +68,24 @@ def build(
         completeness_of(provenance, ordered, tree, (*counted, *facts.notes)),
         *times_of(tree),
     )
+
+
+def _found(calls: Sequence[LlmCall]) -> list[Context]:
+    """The contexts that the calls are of, as their content tells."""
+    stitch(calls)
+    link(calls)
+    return [Context.of(branch) for branch in contexts(calls)]
+
+
+def _declared(calls: Sequence[LlmCall]) -> list[Context]:
+    """The contexts in their order where every call names its trajectory, as those do that counterplay exported; else none."""
+    by_trajectory: dict[int, list[LlmCall]] = defaultdict(list)
+    for call in calls:
+        named = call.reading.context.get("trajectory")
+        if not isinstance(named, int):
+            return []
+        by_trajectory[named].append(call)
+    return [context for number in sorted(by_trajectory) for context in sorted(_found(by_trajectory[number]), key=lambda one: one.start)]
 
 
 def _calls(tree: SpanTree, limit: LengthLimit, notes: Counter[str]) -> list[LlmCall]:
@@ -159,6 +175,10 @@ def _ended(tree: SpanTree) -> tuple[bool, str | None]:
 
 def _trajectory(context: Context, tree: SpanTree, outcome: Outcome, *, main: bool) -> Trajectory:
     """A failed last call ends a context with its error; the end of the run ends the main one, that of its agent any other."""
+    end = context.calls[-1].reading.context.get("end")
+    if isinstance(end, dict):
+        ended, cut, error = bool(end.get("terminated")), bool(end.get("truncated")), end.get("error")
+        return context.steps.trajectory(_tools(context), outcome if main else None, terminated=ended, truncated=cut, error=error)
     if context.after is not None:
         return context.steps.trajectory(_tools(context), terminated=False)
     over, error = _ended(tree) if main else (_scope_ended(context, tree), None)
@@ -181,4 +201,7 @@ def _tools(context: Context) -> tuple[ToolSpec, ...]:
 def _sub(context: Context, main: Context, lineage: Lineage, trajectory: Trajectory, tree: SpanTree) -> SubTrajectory:
     names = (tree.nodes[span_id].reading.name for span_id in context.first.node.path)
     before = [main.places[id(call)] for call in main.calls if call.start <= context.start]
+    told = context.first.reading.context
+    if "agent" in told:
+        return SubTrajectory(trajectory, str(told["agent"]), told.get("parent_step"), told.get("continues"))
     return SubTrajectory(trajectory, next(names, ""), before[-1] if before else None, lineage.continues(context))

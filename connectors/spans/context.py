@@ -31,7 +31,11 @@ class Context:
             learn(messages, call)
         count = calls[0].count
         known = sorted(calls[0].slots) if count is None else [i for i in range(count) if i in messages]
-        return cls(calls, messages, StepList([messages[i].message for i in known]), min(call.start for call in calls))
+        began = [messages[i].message for i in known]
+        prompt = calls[0].reading.context.get("prompt", len(began))  # what stands behind it are steps that no model wrote
+        steps = StepList(began[:prompt])
+        steps.extend(began[prompt:], sampled=False)
+        return cls(calls, messages, steps, min(call.start for call in calls))
 
     @property
     def first(self) -> LlmCall:

@@ -46,15 +46,17 @@ def _seconds(start: int | None, end: int | None) -> float | None:
 
 def _of_call(call: LlmCall, *, tools: bool) -> Completeness:
     span, reading, first = call.node.span, call.reading, call.slots.get(0)
+    inputs: Coverage = reading.context.get("inputs", call.coverage)  # an exporter that says it knows
+    outputs: Coverage = reading.context.get("outputs", _outputs(call))
     instructed = first is not None and first.whole and first.role in ("system", "developer")
     return Completeness(
-        inputs=call.coverage,
+        inputs=inputs,
         tools=tools,
-        system_prompt=call.coverage in ("full", "stitched") or instructed,
+        system_prompt=inputs in ("full", "stitched") or instructed,
         dropped_attributes=span.dropped + span.dropped_events,
         truncated=reading.truncated,
         redacted=reading.redacted,
-        outputs=_outputs(call),
+        outputs=outputs,
         open_spans=int(span.end_ns is None),
     )
 

@@ -109,6 +109,8 @@ class Reading:
 
     `tools` is None where the span names none; `tools_whole` says whether those it names are all. `name` is the tool's or agent's.
     `proven` is False where the prompt is known to be another than the model was sent (hidden instructions), however whole it looks.
+    `context` is what the span itself says of the trajectory that its call belongs to (see `build`), empty as a rule; `after` are the
+    messages that came after its answer where no further call was sent them.
     """
 
     kind: Kind = "other"
@@ -131,6 +133,8 @@ class Reading:
     redacted: bool = False
     truncated: bool = False
     proven: bool = True
+    context: Mapping[str, Any] = field(default_factory=dict)
+    after: list[Slot] = field(default_factory=list)
 
 
 FINISH_REASONS: Mapping[str, str] = {

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from counterplay.core.canonical import dumps
 from counterplay.core.errors import PolicyError
-from counterplay.core.nouns import Message, Proposal, Usage
+from counterplay.core.nouns import Message, Proposal, Usage, parse_json_object
 from counterplay.core.token_ids import choice_token_ids
 from counterplay.replay.chat_parsing import MALFORMED, parse_tagged
 
@@ -73,6 +73,14 @@ class Price:
         return (fresh * self.input + usage.cached_tokens * cached + usage.output_tokens * self.output) / 1e6
 
 
+class NoAnswerError(PolicyError):
+    """An error with status 200, as gateways give where the server behind them failed. `status` is the one it should have had."""
+
+    def __init__(self, got: str, wanted: str = "", do: str = "", *, status: int) -> None:
+        super().__init__(got, wanted, do)
+        self.status = status
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """One answer before priors: `logprob` over `tokens` tokens, None where the server gave none; `token_ids` likewise."""
@@ -94,15 +102,18 @@ class Answer:
 
 
 def read_answer(body: bytes, server: str, seeds: Sequence[str], *, parse_text_calls: bool = True) -> Answer:
-    """Parse one answer; `seeds[i]` decides the tool-call ids of choice i. Raises PolicyError where it holds no choice."""
+    """Parse one answer; `seeds[i]` decides the tool-call ids of choice i.
+
+    Raises NoAnswerError where it is an error, another PolicyError where it holds no choice.
+    """
     try:
         completion = _Completion.model_validate_json(body)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the body"
-        raise _nonsense(server, body, f"{place}: {first['msg']}") from None
+        raise _error_in(server, body) or _nonsense(server, body, f"{place}: {first['msg']}") from None
     if not completion.choices:
-        raise _nonsense(server, body, "no choices")
+        raise _error_in(server, body) or _nonsense(server, body, "no choices")
     pairs = zip(completion.choices, seeds, strict=False)
     choices = tuple(_choice(choice, seed, parse_text_calls=parse_text_calls) for choice, seed in pairs)
     return Answer(choices, None if completion.usage is None else _usage(completion.usage), completion.model or "")
@@ -114,6 +125,28 @@ def proposals_of(answer: Answer, priors: Sequence[float | None], usage: Usage) -
         Proposal(choice.action, prior, choice.logprob, Usage() if at else usage, answer.model, choice.finish_reason, choice.token_ids)
         for at, (choice, prior) in enumerate(zip(answer.choices, priors, strict=True))
     ]
+
+
+def usage_in(body: bytes) -> Usage | None:
+    """What an answer says it used, however little else of it can be read; None where it does not say."""
+    fields = parse_json_object(body.decode(errors="replace"))
+    try:
+        return _usage(_Usage.model_validate(fields["usage"])) if fields and fields.get("usage") else None
+    except ValidationError:
+        return None
+
+
+def _error_in(server: str, body: bytes) -> NoAnswerError | None:
+    """The error that an answer is; None where it is none. One without a status of its own is the server's fault."""
+    fields = parse_json_object(body.decode(errors="replace"))
+    error = (fields or {}).get("error")
+    if not error:
+        return None
+    code = error.get("code") if isinstance(error, dict) else None
+    status = code if isinstance(code, int) and 400 <= code < 600 else 500
+    return NoAnswerError(
+        f"{server} answered 200 with an error: {body[:200].decode(errors='replace')!r}", "a chat completion", status=status
+    )
 
 
 def _nonsense(server: str, body: bytes, reason: str) -> PolicyError:

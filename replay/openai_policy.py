@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -19,10 +20,14 @@ from counterplay.core.errors import CounterplayError, PolicyError, UserError
 from counterplay.core.nouns import Proposal, State, Usage
 from counterplay.core.protocols import first_draw
 from counterplay.core.turns import turns
+from counterplay.replay.adaptive import Concurrency
 from counterplay.replay.fork import request_messages, request_tools
-from counterplay.replay.openai_answers import Answer, Price, proposals_of, read_answer
+from counterplay.replay.health import Health
+from counterplay.replay.openai_answers import Answer, NoAnswerError, Price, proposals_of, read_answer, usage_in
 from counterplay.replay.openai_pools import Pools
-from counterplay.replay.openai_sending import Sender
+from counterplay.replay.openai_sending import Sender, out_of_credit
+from counterplay.replay.openai_tally import Tally
+from counterplay.replay.routing import Attempt, Router, Server
 from counterplay.replay.siblings import sibling_priors
 
 if TYPE_CHECKING:
@@ -30,35 +35,7 @@ if TYPE_CHECKING:
 
 _BYTES_A_TOKEN = 4  # about, in requests as providers count them against their rates
 _TEMPLATE_TOKENS = 512  # what a server's chat template may add to a prompt beyond its bytes
-
-
-@dataclass(slots=True)
-class Tally:
-    """What a policy has used so far. `calls` are answered requests, `retries` repeated ones, `failures` requests that stayed unanswered.
-
-    `short` counts answers with fewer choices than asked for, `unmetered` those without usage. Tokens are the server's own figures;
-    `cost_usd` is 0 where no price is known.
-    """
-
-    calls: int = 0
-    retries: int = 0
-    failures: int = 0
-    short: int = 0
-    unmetered: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cached_tokens: int = 0
-    cost_usd: float = 0.0
-
-    def add(self, usage: Usage | None) -> None:
-        self.calls += 1
-        if usage is None:
-            self.unmetered += 1
-            return
-        self.input_tokens += usage.input_tokens
-        self.output_tokens += usage.output_tokens
-        self.cached_tokens += usage.cached_tokens
-        self.cost_usd += usage.cost_usd or 0.0
+_BETWEEN = re.compile(r"\s*,\s*(?=https?://)|\s+")
 
 
 def sampling_for_transformers_serve(temperature: float = 1.0, top_p: float = 1.0, max_new_tokens: int = 1024) -> dict[str, str]:
@@ -74,16 +51,21 @@ class _RejectedError(UserError):
 class OpenAIPolicy:
     """Samples actions from `model` on the server at `base_url` (None: OPENAI_BASE_URL, else OpenAI's own).
 
+    Several addresses, in a sequence or in one text with commas between them, are servers of the same model: each state goes to the one
+    that has seen its prompt, and to another where that one is full or fails (`replay/routing.py`).
+
     `api_key` None reads OPENAI_API_KEY; a server given by `base_url` may do without. `temperature`, `max_tokens` and `seed` are not sent
-    where None; the seed sent is derived from (`seed`, state, draw). At most `concurrency` requests are in flight. A request is repeated
-    up to `retries` times on 408, 409, 429, 5xx, timeouts (`timeout_s`) and lost connections. `prices` maps model names to `Price`;
-    without one, cost is None. `n_support` says whether the server honours `n`: `auto` tries and remembers. `logprobs` asks for
-    log-probabilities, until the server shows that it gives none. `extra_body` holds further fields of the request.
+    where None; the seed sent is derived from (`seed`, state, draw). At most `concurrency` requests are in flight, and at each server no
+    more than it is found to bear (`replay/adaptive.py`). A request is repeated up to `retries` times on 408, 409, 5xx, timeouts
+    (`timeout_s`), lost connections and answers that can't be read, more often where a server is busy (`routing.Router`). `prices` maps
+    model names to `Price`; without one, cost is None. `n_support` says whether the server honours `n`: `auto` tries and remembers.
+    `logprobs` asks for log-probabilities, until the server shows that it gives none. `extra_body` holds further fields of the request.
     `parse_text_calls` reads `<tool_call>` text as tool calls where a server has not. `send_reasoning` says whether the agent sends
     the reasoning of earlier steps back, as it was logged. `http_client` is an `httpx2.AsyncClient` of
     your own, for one event loop. Where a search is under a limiter, every request takes a turn of it.
 
-    The fingerprint covers model and parameters, not the address: the same model behind another port is the same policy.
+    The fingerprint covers model and parameters, not the address: the same model behind another port is the same policy, and which of
+    several servers answers makes no difference.
     """
 
     takes_turns = True
@@ -92,13 +74,13 @@ class OpenAIPolicy:
         self,
         model: str,
         *,
-        base_url: str | None = None,
+        base_url: str | Sequence[str] | None = None,
         api_key: str | None = None,
         temperature: float | None = 1.0,
         max_tokens: int | None = 2048,
         seed: int | None = 0,
         concurrency: int = 16,
-        retries: int = 4,
+        retries: int = 8,
         timeout_s: float = 120.0,
         prices: Mapping[str, Price] | None = None,
         n_support: Literal["auto", "always", "never"] = "auto",
@@ -108,8 +90,8 @@ class OpenAIPolicy:
         send_reasoning: bool = True,
         http_client: httpx2.AsyncClient | None = None,
     ) -> None:
-        base_url = base_url or os.environ.get("OPENAI_BASE_URL")
-        self._key = api_key or os.environ.get("OPENAI_API_KEY") or ("none" if base_url else None)
+        self.base_urls = addresses(base_url or os.environ.get("OPENAI_BASE_URL"))
+        self._key = api_key or os.environ.get("OPENAI_API_KEY") or ("none" if self.base_urls else None)
         if self._key is None:
             raise UserError(f"got policy openai:{model} without a key", "OPENAI_API_KEY or a base_url", "Set one of them.")
         if concurrency < 1 or retries < 0 or not timeout_s > 0:
@@ -127,14 +109,13 @@ class OpenAIPolicy:
         unsent = () if send_reasoning else ("reasoning unsent",)
         self.fingerprint = f"openai:{content_key(model, dumps(self._params), str(seed), str(logprobs), str(parse_text_calls), *unsent)}"
         self._http_client = http_client
-        self._sender: Sender | None = None
+        self._router: Router | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._slots = asyncio.Semaphore(concurrency)
 
     async def propose(self, state: State, n: int) -> Sequence[Proposal]:
         """`n` independent draws. Raises PolicyError where the server does not answer or answers nonsense, UserError where it refuses us."""
         start = first_draw.get()
-        if n == 1 or self._honours_n is False:
+        if n == 1 or self._apart(state, start, n):
             answers = await self._each(state, start, n)
         else:
             first = await self._many(state, start, n)
@@ -162,9 +143,9 @@ class OpenAIPolicy:
 
     async def aclose(self) -> None:
         """Close the connections. A client of the caller's own stays open."""
-        sender, self._sender = self._sender, None
-        if sender is not None and self._http_client is None:
-            await sender.http.aclose()
+        router, self._router = self._router, None
+        if router is not None and self._http_client is None:
+            await router.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -182,6 +163,10 @@ class OpenAIPolicy:
                 task.cancel()
             raise
 
+    def _apart(self, state: State, start: int, n: int) -> bool:  # noqa: ARG002  what a policy that was asked before may go by
+        """Whether each draw is a request of its own."""
+        return self._honours_n is False
+
     async def _many(self, state: State, start: int, n: int) -> Answer:
         """One request for all draws; remembers whether the server gave them."""
         try:
@@ -195,9 +180,8 @@ class OpenAIPolicy:
         return answer
 
     async def _ask(self, state: State, start: int, n: int) -> Answer:
-        sender = self._connected()
         try:
-            answer = await self._in_turn(sender, state, start, n)
+            answer = await self._in_turn(state, start, n)
         except _RejectedError as error:
             if not (self._logprobs and "logprob" in error.got):
                 raise
@@ -207,32 +191,51 @@ class OpenAIPolicy:
             self._logprobs = False
         if answer.usage is not None:
             answer = replace(answer, usage=self._priced(answer.usage))
-        self.tally.add(answer.usage)
-        self.tally.short += len(answer.choices) < n
+        self._count(answer, n)
         return replace(answer, model=answer.model or self.model)
 
-    async def _in_turn(self, sender: Sender, state: State, start: int, n: int) -> Answer:
-        """One request, when the search that asks has its turn and this policy a free slot. The turn ends with the tokens really used."""
+    def _count(self, answer: Answer, n: int) -> None:
+        self.tally.add(answer.usage)
+        self.tally.short += len(answer.choices) < n
+
+    async def _in_turn(self, state: State, start: int, n: int) -> Answer:
+        """One request, when the search that asks has its turn. The turn ends with the tokens really used."""
         body, taking = self._body(state, start, n), turns.get()
         turn = None if taking is None else await taking.take(state, len(body) / _BYTES_A_TOKEN + n * (self.max_tokens or 0))
         tokens: float | None = None
         try:
-            async with self._slots:
-                said = await self._post(sender, body)
-            answer = self._read(said, state, start, n)
+            answer = await self._answer(body, state, start, n)
             tokens = None if answer.usage is None else answer.usage.tokens
         finally:
             if turn is not None:
                 turn.end(tokens)
         return answer
 
-    def _read(self, said: bytes, state: State, start: int, n: int) -> Answer:
-        seeds = [f"{self.seed}\n{state.key}\n{start + at}" for at in range(n)]
-        try:
-            return read_answer(said, self._server, seeds, parse_text_calls=self.parse_text_calls)
-        except CounterplayError:
+    async def _answer(self, body: bytes, state: State, start: int, n: int) -> Answer:
+        seeds = self._seeds(state, start, n)
+        attempt = await self._connected().post(body, state.prefix_keys[0], lambda said, server: self._read(said, server, seeds))
+        if attempt.value is None:
             self.tally.failures += 1
+            raise self._failure(attempt)
+        return attempt.value
+
+    def _seeds(self, state: State, start: int, n: int) -> list[str]:
+        return [f"{self.seed}\n{state.key}\n{start + at}" for at in range(n)]
+
+    def _read(self, said: bytes, server: str, seeds: Sequence[str]) -> Answer:
+        try:
+            return read_answer(said, server, seeds, parse_text_calls=self.parse_text_calls)
+        except NoAnswerError:
             raise
+        except CounterplayError:
+            self._waste(said)
+            raise
+
+    def _waste(self, said: bytes) -> None:
+        """Count an answer that can't be used."""
+        usage = usage_in(said)
+        self.tally.unusable += 1
+        self.tally.wasted_tokens += 0 if usage is None else usage.tokens
 
     def _priced(self, usage: Usage) -> Usage:
         return usage if self.price is None else replace(usage, cost_usd=self.price.of(usage))
@@ -254,29 +257,25 @@ class OpenAIPolicy:
         parts += [f"{dumps(name)}:{dumps(value)}".encode() for name, value in varying.items()]
         return b"{" + b",".join(parts) + b"}"
 
-    async def _post(self, sender: Sender, body: bytes) -> bytes:
-        import httpx2
+    def _failure(self, attempt: Attempt[Answer]) -> CounterplayError:
+        """Why a request stayed unanswered."""
+        server, error = attempt.server.url, attempt.error
+        if attempt.response is not None:
+            return self._refusal(server, attempt.response.status_code, attempt.response.text, credit=not out_of_credit(attempt.response))
+        if isinstance(error, NoAnswerError):
+            return self._refusal(server, error.status, error.got)
+        if isinstance(error, CounterplayError):
+            return error
+        if isinstance(error, TimeoutError):
+            got = f"{server} did not answer within {self.timeout_s:g} s, {self.retries + 1} times"
+            return PolicyError(got, "an answer", "Give a larger timeout_s, or lower the concurrency.")
+        got = f"{server} can't be reached ({error})"
+        return PolicyError(got, "an OpenAI-compatible server", "Check base_url, and that the server runs.")
 
-        try:
-            response = await sender.post(body, self._repeating)
-        except httpx2.TimeoutException:
-            self.tally.failures += 1
-            got = f"{self._server} did not answer within {self.timeout_s:g} s, {self.retries + 1} times"
-            raise PolicyError(got, "an answer", "Give a larger timeout_s, or lower the concurrency.") from None
-        except httpx2.TransportError as error:
-            self.tally.failures += 1
-            got = f"{self._server} can't be reached ({error})"
-            raise PolicyError(got, "an OpenAI-compatible server", "Check base_url, and that the server runs.") from None
-        if not response.is_success:
-            self.tally.failures += 1
-            raise self._refusal(response.status_code, response.text)
-        return response.content
-
-    def _repeating(self) -> None:
-        self.tally.retries += 1
-
-    def _refusal(self, status: int, text: str) -> CounterplayError:
-        got = f"{self._server} answered {status}: {text[:200]!r}"
+    def _refusal(self, server: str, status: int, text: str, *, credit: bool = True) -> CounterplayError:
+        got = f"{server} answered {status}: {text[:200]!r}"
+        if not credit:
+            return UserError(got, "an account with credit left", "Top it up, or give another key, and run the same command again.")
         if status in {401, 403}:
             return UserError(got, "a key that the server accepts", "Set OPENAI_API_KEY.")
         if status == 404:
@@ -289,22 +288,29 @@ class OpenAIPolicy:
             )
         return PolicyError(f"{got}, after {self.retries} retries", "a chat completion", "Try again later, or lower the concurrency.")
 
-    @property
-    def _server(self) -> str:
-        return self.base_url or "https://api.openai.com/v1"
-
-    def _connected(self) -> Sender:
-        """The sender of the running event loop: pooled connections do not outlive theirs."""
+    def _connected(self) -> Router:
+        """The router of the running event loop: pooled connections do not outlive theirs."""
         loop = asyncio.get_running_loop()
-        if self._sender is None or self._loop is not loop:
-            import openai
+        if self._router is None or self._loop is not loop:
+            self._loop = loop
+            servers = [self._server(url) for url in self.base_urls or (None,)]
+            self._router = Router(servers, most=self.concurrency, retries=self.retries, tally=self.tally)
+        return self._router
 
-            self._loop, self._slots = loop, asyncio.Semaphore(self.concurrency)
-            http = self._http_client or _pools()
-            first = http.clients[0] if isinstance(http, Pools) else http
-            client = openai.AsyncOpenAI(api_key=self._key, base_url=self.base_url, http_client=first)
-            self._sender = Sender(client, http, "chat/completions", timeout_s=self.timeout_s, retries=self.retries)
-        return self._sender
+    def _server(self, url: str | None) -> Server:
+        import openai
+
+        http = self._http_client or _pools()
+        first = http.clients[0] if isinstance(http, Pools) else http
+        client = openai.AsyncOpenAI(api_key=self._key, base_url=url, http_client=first)
+        sender = Sender(client, http, "chat/completions", timeout_s=self.timeout_s)
+        return Server(url or str(client.base_url).rstrip("/"), sender, Concurrency(most=self.concurrency), Health())
+
+
+def addresses(base_url: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The addresses in a text with commas between them, or as they are given, each once; none where there is none."""
+    given = _BETWEEN.split(base_url) if isinstance(base_url, str) else base_url or ()
+    return tuple(dict.fromkeys(address.strip() for address in given if address.strip()))
 
 
 def _pools() -> Pools:

@@ -1,8 +1,7 @@
 """Sending bytes to an OpenAI-compatible server: through the official client's connections, under its address and key.
 
 The client's own `create` parses, copies and validates the whole history once a call, which costs more CPU than everything else of a
-search together. Here a request is its bytes, and what is left of the client is what it knows: where, as whom, and how to connect. A request
-is repeated as the client would repeat it.
+search together. Here a request is its bytes, and what is left of the client is what it knows: where, as whom, and how to connect.
 """
 
 from __future__ import annotations
@@ -12,10 +11,7 @@ import email.utils
 import math
 import random
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
-
-from counterplay.core.turns import Turns, turns
 
 if TYPE_CHECKING:
     import httpx2
@@ -24,50 +20,35 @@ if TYPE_CHECKING:
     from counterplay.replay.openai_pools import Pools
 
 _FIRST_DELAY_S, _LONGEST_DELAY_S, _LONGEST_ASKED_S = 0.5, 8.0, 120.0
+_BUSY = (429, 503, 529)
+_NO_CREDIT = (b"insufficient_quota", b"billing_hard_limit_reached")
 
 
 class Sender:
-    """Posts bodies to one path of `client`'s server through `http`, the connections that `client` was made with.
+    """Posts bodies to one path of `client`'s server through `http`, the connections that `client` was made with."""
 
-    Repeats up to `retries` times on 408, 409, 429, 5xx, timeouts and lost connections, and where the server says `x-should-retry`; after
-    what the server asks for in `Retry-After` (up to two minutes, else it is not repeated), else after 0.5 s, doubled each time up to
-    8 s, less up to a quarter. What a server asks for holds for all requests of the limiter that the caller's search is under.
-    """
-
-    def __init__(self, client: openai.AsyncOpenAI, http: httpx2.AsyncClient | Pools, path: str, *, timeout_s: float, retries: int) -> None:
+    def __init__(self, client: openai.AsyncOpenAI, http: httpx2.AsyncClient | Pools, path: str, *, timeout_s: float) -> None:
         import httpx2
 
-        self.http, self.retries = http, retries
+        self.http, self.timeout_s = http, timeout_s
         self.url = httpx2.URL(str(client.base_url)).join(path)
         known = {**client.default_headers, **client.auth_headers, "Content-Type": "application/json", "Accept": "application/json"}
         self.headers = http.headers.copy()
         self.headers.update({name: value for name, value in known.items() if isinstance(value, str)})
         self.extensions = {"timeout": httpx2.Timeout(timeout_s).as_dict()}
 
-    async def post(self, body: bytes, repeating: Callable[[], None] = lambda: None) -> httpx2.Response:
-        """The answer, of whatever status, to the last attempt. `repeating` is called before each further attempt.
+    async def send(self, body: bytes, attempt: int = 0) -> httpx2.Response:
+        """The answer, of whatever status, read to its end within `timeout_s`, however slowly it comes.
 
-        Raises httpx2.TransportError where the last attempt had no answer.
+        `attempt` counts from 0. Raises TimeoutError, or httpx2.RequestError where there is no whole answer for another reason.
         """
         import httpx2
 
-        attempt = 0
-        while True:
-            response: httpx2.Response | None = None
-            try:
-                response = await self.http.send(self._request(body, attempt))
-            except httpx2.TransportError:
-                if attempt >= self.retries:
-                    raise
-            if response is not None and (response.is_success or attempt >= self.retries or not repeatable(response)):
-                return response
-            asked_s = None if response is None else retry_after_s(response.headers)
-            taking: Turns | None = turns.get()
-            if asked_s is not None and taking is not None:
-                taking.pause(asked_s)
-            await asyncio.sleep(_backoff_s(attempt) if asked_s is None else asked_s)
-            attempt += 1
-            repeating()
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                return await self.http.send(self._request(body, attempt))
+        except httpx2.TimeoutException as error:
+            raise TimeoutError from error
 
     def _request(self, body: bytes, attempt: int) -> httpx2.Request:
         import httpx2
@@ -80,14 +61,24 @@ class Sender:
 
 
 def repeatable(response: httpx2.Response) -> bool:
-    """Whether the official client would ask again."""
+    """Whether to ask again: as the official client would, but not where the account has no credit left."""
     asked_s = _header_s(response.headers)
     if asked_s is not None and asked_s > _LONGEST_ASKED_S:
         return False
     said = response.headers.get("x-should-retry")
     if said in ("true", "false"):
         return bool(said == "true")
-    return response.status_code in (408, 409, 429) or response.status_code >= 500
+    return (response.status_code in (408, 409, 429) or response.status_code >= 500) and not out_of_credit(response)
+
+
+def busy(status: int) -> bool:
+    """Whether a server says with this status that it has too much to do."""
+    return status in _BUSY
+
+
+def out_of_credit(response: httpx2.Response) -> bool:
+    """Whether a 429 is about money and not about pace."""
+    return response.status_code == 429 and any(code in response.content for code in _NO_CREDIT)
 
 
 def retry_after_s(headers: httpx2.Headers) -> float | None:
@@ -109,5 +100,6 @@ def _header_s(headers: httpx2.Headers) -> float | None:
     return None if date is None else email.utils.mktime_tz(date) - time.time()
 
 
-def _backoff_s(attempt: int) -> float:
+def backoff_s(attempt: int) -> float:
+    """Seconds before a further attempt: half a second, doubled each time up to eight, less up to a quarter."""
     return min(_FIRST_DELAY_S * 2.0 ** min(attempt, 10), _LONGEST_DELAY_S) * (1 - 0.25 * random.random())

@@ -1,8 +1,8 @@
-"""From the name of a policy to the policy: `openai:MODEL`, `transformers:DIR`, `logged`, `module:attr`."""
+"""From the name of a policy to the policy: `openai:MODEL`, `batch:FOLDER:MODEL`, `transformers:DIR`, `logged`, `module:attr`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from counterplay.core.errors import UserError
@@ -12,13 +12,13 @@ from counterplay.core.protocols import Policy
 from counterplay.replay.logged_policy import LoggedPolicy
 from counterplay.replay.openai_answers import Price
 
-SPELLINGS = "openai:MODEL, transformers:DIR, logged or module:attr"
+SPELLINGS = "openai:MODEL, batch:FOLDER:MODEL, transformers:DIR, logged or module:attr"
 
 
 def policy_from_spec(
     spec: str,
     *,
-    base_url: str | None = None,
+    base_url: str | Sequence[str] | None = None,
     temperature: float = 1.0,
     seed: int = 0,
     max_tokens: int | None = None,
@@ -26,11 +26,14 @@ def policy_from_spec(
     trajectories: Iterable[Trajectory] = (),
     extra_body: Mapping[str, Any] | None = None,
     price: Price | None = None,
+    timeout_s: float | None = None,
 ) -> Policy:
-    """The policy that `spec` names. `max_tokens` bounds one action, None is the policy's own default.
+    """The policy that `spec` names. `max_tokens` bounds one action, `timeout_s` an attempt to get one; None is the policy's own default.
 
-    `base_url`, `concurrency`, `extra_body` and `price` are for `openai:`, `trajectories` for `logged`. `module:attr` is a policy, or a
-    function or class that makes one without arguments. Raises UserError where the name means nothing.
+    `base_url` is one, several, or several in one text with commas between them; `concurrency` and `timeout_s` are for `openai:`,
+    `extra_body` and `price` also for `batch:`, which sends its questions itself where there is a `base_url`, `trajectories` for
+    `logged`. `module:attr` is a policy, or a function or class that makes one without arguments. Raises UserError where the name
+    means nothing.
     """
     kind, colon, rest = spec.partition(":")
     if kind == "logged" and not colon:
@@ -40,18 +43,39 @@ def policy_from_spec(
     if kind == "openai":
         from counterplay.replay.openai_policy import OpenAIPolicy
 
-        limits: dict[str, Any] = {} if max_tokens is None else {"max_tokens": max_tokens}
-        if price is not None:
-            limits["prices"] = {rest: price}
+        sampled = _sampled(rest, price, {"max_tokens": max_tokens, "timeout_s": timeout_s})
         return OpenAIPolicy(
-            rest, base_url=base_url, temperature=temperature, seed=seed, concurrency=concurrency, extra_body=extra_body, **limits
+            rest, base_url=base_url, temperature=temperature, seed=seed, concurrency=concurrency, extra_body=extra_body, **sampled
+        )
+    if kind == "batch":
+        from counterplay.replay.openai_batch import OpenAIBatchPolicy
+
+        folder, _, model = rest.partition(":")
+        if not folder or not model:
+            raise UserError(f"got policy {spec!r}", "batch:FOLDER:MODEL, e.g. batch:night:gpt-5-mini")
+        sampled = _sampled(model, price, {"max_tokens": max_tokens})
+        return OpenAIBatchPolicy(
+            folder, model, base_url=_first(base_url), temperature=temperature, seed=seed, extra_body=extra_body, **sampled
         )
     if kind == "transformers":
         from counterplay.replay.transformers_policy import TransformersPolicy
 
-        limits = {} if max_tokens is None else {"max_new_tokens": max_tokens}
+        limits: dict[str, Any] = {} if max_tokens is None else {"max_new_tokens": max_tokens}
         return TransformersPolicy(rest, temperature=temperature, seed=seed, **limits)
     return _imported(spec)
+
+
+def _first(base_url: str | Sequence[str] | None) -> str | None:
+    """The one server that keeps a batch's files."""
+    from counterplay.replay.openai_policy import addresses
+
+    return next(iter(addresses(base_url)), None)
+
+
+def _sampled(model: str, price: Price | None, limits: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are given; the others are the policy's own defaults."""
+    given = {name: limit for name, limit in limits.items() if limit is not None}
+    return given if price is None else given | {"prices": {model: price}}
 
 
 def _imported(spec: str) -> Policy:

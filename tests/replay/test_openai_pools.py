@@ -71,11 +71,11 @@ async def test_a_policy_asks_through_pools_that_keep_the_official_client_s_ways(
         policy = OpenAIPolicy("m", base_url=server.base_url, api_key="k", n_support="never", concurrency=6)
         async with policy:
             assert len(await policy.propose(START, 6)) == 6
-            clients = policy._sender.http.clients
+            clients = policy._router.servers[0].sender.http.clients
             assert len(clients) == 3
             assert all(isinstance(client, openai.DefaultAsyncHttpxClient) for client in clients)
             await policy.propose(START, 6)
-            assert policy._sender.http.clients == clients
+            assert policy._router.servers[0].sender.http.clients == clients
         assert all(client.is_closed for client in clients)
         assert len(server.bodies) == 12
 
@@ -85,7 +85,7 @@ async def test_a_client_of_ones_own_is_used_alone_and_stays_open():
         async with httpx2.AsyncClient() as mine:
             async with OpenAIPolicy("m", base_url=server.base_url, api_key="k", http_client=mine) as policy:
                 await policy.propose(START, 3)
-                assert policy._sender.http is mine
+                assert policy._router.servers[0].sender.http is mine
             assert not mine.is_closed
 
 

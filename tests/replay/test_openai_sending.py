@@ -7,10 +7,16 @@ import httpx2
 import openai
 import pytest
 
+from counterplay.core.errors import UserError
 from counterplay.core.turns import turns
+from counterplay.replay.adaptive import Concurrency
+from counterplay.replay.health import Health
 from counterplay.replay.openai_policy import OpenAIPolicy
 from counterplay.replay.openai_sending import Sender, repeatable, retry_after_s
+from counterplay.replay.openai_tally import Tally
+from counterplay.replay.routing import Router, Server
 from tests.replay.loopback import Loopback, completion
+from tests.replay.model_servers import ModelServer, Reply
 from tests.replay.test_policy_openai import NOW, STATE
 
 
@@ -51,8 +57,8 @@ async def test_a_request_carries_what_the_client_would_send():
             await client.chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}])
             theirs = dict(seen)
             seen.clear()
-            sender = Sender(client, http, "chat/completions", timeout_s=5, retries=0)
-            assert (await sender.post(b'{"model":"m"}')).json()["choices"]
+            sender = Sender(client, http, "chat/completions", timeout_s=5)
+            assert (await sender.send(b'{"model":"m"}')).json()["choices"]
     own = {"content-length", "x-stainless-read-timeout", "x-stainless-retry-count", "x-stainless-timeout", "idempotency-key"}
     assert {name: value for name, value in seen.items() if name not in own} == {n: v for n, v in theirs.items() if n not in own}
     assert seen["authorization"] == "Bearer secret"
@@ -60,18 +66,19 @@ async def test_a_request_carries_what_the_client_would_send():
 
 
 async def test_a_repeated_request_says_so():
-    counts, again = [], []
+    counts, tally = [], Tally()
 
     async def note(request):
-        counts.append(request.headers.get("x-stainless-retry-count"))
+        counts.append((request.headers.get("x-stainless-retry-count"), tally.retries))
 
     with Loopback((500, b"", NOW), (429, b"", NOW)) as server:
         async with httpx2.AsyncClient(event_hooks={"request": [note]}) as http:
             client = openai.AsyncOpenAI(api_key="k", base_url=server.base_url, http_client=http)
-            sender = Sender(client, http, "chat/completions", timeout_s=5, retries=4)
-            assert (await sender.post(b"{}", lambda: again.append(len(counts)))).status_code == 200
-    assert counts == [None, "1", "2"]
-    assert again == [1, 2]
+            sender = Sender(client, http, "chat/completions", timeout_s=5)
+            router = Router([Server(server.base_url, sender, Concurrency(most=4), Health())], most=4, retries=4, tally=tally)
+            attempt = await router.post(b"{}", "key", lambda said, _: said)
+    assert attempt.answered
+    assert counts == [(None, 0), ("1", 1), ("2", 2)]
 
 
 @pytest.mark.parametrize(
@@ -86,6 +93,29 @@ def test_what_is_repeated_is_what_the_client_repeats(status, headers):
     client = openai.AsyncOpenAI(api_key="k", base_url="http://127.0.0.1:1/v1")
     response = httpx2.Response(status, headers=headers)
     assert repeatable(response) == client._should_retry(response)
+
+
+@pytest.mark.parametrize("code", ["insufficient_quota", "billing_hard_limit_reached"])
+async def test_an_account_without_credit_is_not_asked_again(code):
+    with Loopback((429, {"error": {"code": code, "message": "You exceeded your current quota"}})) as server:
+        async with OpenAIPolicy("m", base_url=server.base_url) as policy:
+            with pytest.raises(UserError, match="credit"):
+                await policy.propose(STATE, 1)
+    assert (len(server.bodies), policy.tally.retries) == (1, 0)
+
+
+class Dripping(ModelServer):
+    async def reply(self, body):
+        return Reply(body=b" " * 1000, how="drip")
+
+
+async def test_an_answer_that_drips_is_not_waited_for_for_ever():
+    with Dripping() as server:
+        async with httpx2.AsyncClient() as http:
+            client = openai.AsyncOpenAI(api_key="k", base_url=server.base_url, http_client=http)
+            with pytest.raises(TimeoutError):
+                await Sender(client, http, "chat/completions", timeout_s=0.3).send(b"{}")
+    assert server.counts["dripped"] > 2
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ journalled, and the same call made again goes on where it stopped.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -37,13 +38,16 @@ def _nothing(*_: Any) -> None:
 
 
 @contextmanager
-def opened(path: Path | str, *, read_only: bool = False, existing: bool = False) -> Iterator[Store]:
-    """The store at `path`, closed again on the way out. One that is read, or has to be `existing`, is a UserError where it is missing."""
+def opened(path: Path | str, *, read_only: bool = False, existing: bool = False, memory: str | None = None) -> Iterator[Store]:
+    """The store at `path`, closed again on the way out. One that is read, or has to be `existing`, is a UserError where it is missing.
+
+    `memory` is that of `Store.open`.
+    """
     from counterplay.core.store import Store
 
     if (read_only or existing) and not Path(path).exists():
         raise UserError(f"got store {path}, which does not exist", "a store", f"Make one: counterplay ingest LOGS --store {path}")
-    with Store.open(path, read_only=read_only) as store:
+    with Store.open(path, read_only=read_only, memory=memory) as store:
         yield store
 
 
@@ -55,31 +59,43 @@ def ingest(
     effects: Path | None = None,
     redact: Sequence[Rule] | None = None,
     processes: int | None = None,
+    again: bool | None = None,
+    together: str | None = None,
     on_item: Callable[[], None] = _nothing,
     on_note: Callable[[str], None] = _nothing,
 ) -> IngestReport:
-    """Take log files and folders into the store, and what servers have that is new since they were last pulled from (docs/pulls.md).
+    """Take log files, folders and object stores into the store, and what servers have that is new (docs/sources.md, docs/pulls.md).
 
     A `postgresql://` address is read as a database of LangGraph checkpoints.
 
     `effects` names a TOML table of tool effects that completes what the logs say. `redact` are the rules of what becomes a token
     before it is stored, None: secrets; empty: nothing. `processes` is how many read at once, 0: this one; None: as many as pay.
-    `on_note` is told in words how far it is with a server.
+    `again`: whether unchanged files are read again; None: of folders and prefixes not, files that are named always. `together` says which
+    files may hold parts of one trace: all, partition or file; None: all of a folder, and of a prefix those of a partition.
+    `on_note` is told in words how far it is with a server. Raises SourceError where objects could not be read after all tries: what else
+    there is is stored.
     """
     from counterplay.connectors.redaction import rules_of
-    from counterplay.pulling import pull, together, told_apart
+    from counterplay.incremental import trees_of
+    from counterplay.pulling import pull, told_apart
+    from counterplay.pulling import together as summed
     from counterplay.reading import Door, Reading
+    from counterplay.tree_ingest import ingest_tree, tree_of
 
     rules = rules_of() if redact is None else tuple(redact)
-    addresses, names = told_apart(paths)
+    trees, named = trees_of([os.fspath(path) for path in paths], files=again is not None)
+    addresses, names = told_apart(named)
     databases, files = [name for name in names if is_postgres(name)], [name for name in names if not is_postgres(name)]
-    reading = Reading(check_paths(files), format, Door(effects, rules or None, store.salt), processes)
-    reports = [_ingest_postgres(dsn, store, reading.door, on_item) for dsn in databases]
+    door = Door(effects, rules or None, store.salt)
+    reading = Reading(check_paths(files), format, door, processes)
+    reports = [_ingest_postgres(dsn, store, door, on_item) for dsn in databases]
     if files:
         reports.append(store.ingest(_watched(reading, on_item)))
         store.count_redactions(reading.redacted)
-    reports += [pull(address, store, reading.door, on_item=on_item, on_note=on_note) for address in addresses]
-    return reports[0] if len(reports) == 1 else together(reports)
+    planned = [tree_of(root, door, format=format, again=bool(again), together=together) for root in trees]
+    reports += [ingest_tree(tree, store, door, processes=processes, on_item=on_item, on_note=on_note) for tree in planned]
+    reports += [pull(address, store, door, on_item=on_item, on_note=on_note) for address in addresses]
+    return reports[0] if len(reports) == 1 else summed(reports)
 
 
 def is_postgres(name: str) -> bool:
@@ -283,7 +299,7 @@ async def localise(
         )
     if method == "drop" and budget:
         raise UserError("got --budget for --method drop, which plays nothing", "no budget, or --method bisect")
-    if asked.price is None and asked.policy.startswith(("openai:", "transformers:")) and Plan(budget=budget).limits("usd"):
+    if asked.price is None and asked.policy.startswith(("openai:", "batch:", "transformers:")) and Plan(budget=budget).limits("usd"):
         raise UserError("got a limit in usd for a policy whose price is not known", "a limit in model_calls or tokens")
     verifier = asked.make_verifier()
     pace, others_of = pace or Pace(), siblings_of(store)

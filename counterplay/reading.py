@@ -16,7 +16,9 @@ from pathlib import Path
 
 from counterplay.connectors.base import Unit, get, read_unit, units
 from counterplay.connectors.parts import PartConnector
+from counterplay.core.records import Rejected
 from counterplay.door import Door, Item, Through, rules_for
+from counterplay.object_paths import is_streamed
 from counterplay.readers import Divided, Process, blocking
 
 __all__ = ["Door", "Item", "Reading", "Through", "blocking", "rules_for"]
@@ -26,20 +28,24 @@ _LARGE_BYTES = 16 << 20
 
 @dataclass
 class Reading:
-    """The items of some files and folders, in order. `redacted` counts what was replaced, by kind, as far as it was read."""
+    """The items of some files and folders, in order. `redacted` counts what was replaced, by kind, as far as it was read.
+
+    `planned` are the units to read and what goes before them, None: what is found in `paths`.
+    """
 
     paths: Sequence[Path]
     format: str = "auto"
     door: Door = field(default_factory=Door)
     processes: int | None = None
     redacted: Counter[str] = field(default_factory=Counter)
+    planned: tuple[Sequence[Unit], Sequence[Rejected]] | None = None
 
     def __iter__(self) -> Iterator[Item]:
         """Raises what reading raises (see `units`), in its place in the order."""
         ahead, spare = deque[Process | Divided](), list[Process]()
         try:
             spare += (Process() for _ in range(self._foreseen()))  # they start while it is found out what there is to read
-            planned, rejected = units(self.paths, self.format)
+            planned, rejected = units(self.paths, self.format) if self.planned is None else self.planned
             yield from self._through(rejected)
             waiting = deque((unit, self._is_large(unit)) for unit in planned)
             while waiting:
@@ -81,7 +87,9 @@ class Reading:
 
     def _reader(self, unit: Unit, parts: int, spare: list[Process]) -> Process | Divided:
         connector = get(unit.connector)
-        if parts > 1 and _size(unit.files) > _LARGE_BYTES and isinstance(connector, PartConnector) and connector.divides(unit.files):
+        local = not any(map(is_streamed, unit.files))  # each part would fetch all of an object
+        large = parts > 1 and local and _size(unit.files) > _LARGE_BYTES
+        if large and isinstance(connector, PartConnector) and connector.divides(unit.files):
             return Divided(unit, self.door, [spare.pop() if spare else Process() for _ in range(parts)])
         process = spare.pop() if spare else Process()
         process.begin(unit, self.door)

@@ -23,7 +23,7 @@ from counterplay.commands.options import (
 @app.command()
 @bounded
 def ingest(
-    paths: Annotated[list[str], typer.Argument(help="Log files, folders, servers: langfuse://HOST/PROJECT; langsmith, phoenix, mlflow.")],
+    paths: Annotated[list[str], typer.Argument(help="Log files, folders, s3://BUCKET/PREFIX (gs, az), servers: langfuse://HOST/PROJECT.")],
     store: StoreFile = DEFAULT_STORE,
     format: Annotated[str, typer.Option("--format", help="auto (by content), or a format by name: docs/formats.md.")] = "auto",  # noqa: A002  the user's word
     effects: Annotated[Path | None, typer.Option("--effects", help="TOML table of tool effects.")] = None,
@@ -31,12 +31,21 @@ def ingest(
     redact_rules: RedactRules = None,
     no_redact: NoRedact = False,
     processes: Annotated[int | None, typer.Option("--processes", min=0, help="Processes that read; 0: none but this one.")] = None,
+    again: Annotated[
+        bool | None,
+        typer.Option("--again/--only-new", help="Read what has not changed, or don't; not given: of folders and prefixes only the new."),
+    ] = None,
+    together: Annotated[
+        str | None,
+        typer.Option("--together", help="Which files may hold parts of one trace: all (folders), partition (prefixes) or file."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Take logged traces into the store. Doing it twice changes nothing; what can't be read is quarantined by name."""
-    from counterplay import loop, pulling, reading
+    from counterplay import incremental, loop, pulling, reading
 
-    servers, files = pulling.told_apart(paths)
+    _, named = incremental.trees_of(paths, files=False)
+    servers, files = pulling.told_apart(named)
     loop.check_paths([file for file in files if not loop.is_postgres(file)])
     rules = reading.rules_for(redact, redact_rules, off=no_redact)
     with loop.opened(store) as opened, console.ticking("ingesting", quiet=as_json) as tick:
@@ -47,13 +56,15 @@ def ingest(
             effects=effects,
             redact=rules,
             processes=processes,
+            again=again,
+            together=together,
             on_item=tick.advance,
             on_note=tick.note,
         )
     console.emit(report, as_json=as_json)
     if report.rejected_added and not as_json:
         console.err.print(f"{report.rejected_added} inputs could not be read and are in quarantine: counterplay stats --store {store}")
-    if not (report.traces_added or report.traces_known or report.traces_updated or servers):
+    if not (report.traces_added or report.traces_known or report.traces_updated or report.files_unchanged or servers):
         raise typer.Exit(1)
 
 

@@ -191,7 +191,6 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
-    monkeypatch.setattr("counterplay.exporting.select", lambda *_, **__: [])
     assert CliRunner().invoke(app, ["ingest", __file__, "--store", "s.duckdb"]).exit_code == 2
     from counterplay import Store
 

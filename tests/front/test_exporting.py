@@ -13,6 +13,7 @@ from counterplay.cli import app
 from counterplay.core.errors import UserError
 from counterplay.core.nouns import Call, Completeness
 from counterplay.core.store import Store
+from counterplay.export_units import Units
 from counterplay.finetune.write import read_dataset
 from tests.finetune.conftest import Kit
 from tests.finetune.forks import fork
@@ -23,17 +24,22 @@ KINDS = ("sft", "dpo", "reward", "kto", "grpo", "prm")
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     """A store with six tasks: each logged once, and searched with good, bad and long branches."""
-    place, kit = tmp_path_factory.mktemp("exports") / "s.duckdb", Kit()
+    place = tmp_path_factory.mktemp("exports") / "s.duckdb"
     with Store.open(place) as store:
         for i in range(6):
-            task = f"task-{i}"
-            calls = tuple(Call(step, model="gpt-tiny", completeness=Completeness()) for step in range(3))
-            trace = replace(kit.trace(task, session=f"s{i}"), id=f"trace-{i}", agent="refunder", calls=calls)
-            store.ingest([trace])
-            source = fork(kit, good=5, bad=5, longer=1, task=task)
-            source.tree.stop("all lines are played")
-            store.put_search(source.tree.to_record(f"search-{i}", trace=trace.id, task=task, fork_step=1))
+            put(store, i)
     return place
+
+
+def put(store, i, *, task="", run="", good=5, bad=5):
+    """A logged trace and its search."""
+    kit, task = Kit(), task or f"task-{i}"
+    calls = tuple(Call(step, model="gpt-tiny", completeness=Completeness()) for step in range(3))
+    trace = replace(kit.trace(task, session=f"s{i}"), id=f"trace-{i}{run}", agent="refunder", calls=calls)
+    store.ingest([trace])
+    source = fork(kit, good=good, bad=bad, longer=1, task=task)
+    source.tree.stop("all lines are played")
+    store.put_search(source.tree.to_record(f"search-{i}{run}", trace=trace.id, task=task, fork_step=1))
 
 
 def run(*words):
@@ -156,3 +162,77 @@ def test_logged_runs_of_one_task_make_pairs_without_a_search(tmp_path):
         (pair,) = read_dataset(tmp_path / "dpo")[1]
         assert (pair["fork_step"], len(pair["prompt"]), pair["margin"]) == (0, 2, 1.0)
         assert exporting.export_kto(store, tmp_path / "kto", rows="trajectory").labels == {True: 2, False: 1}
+
+
+EXPORTS = {
+    "sft": {},
+    "sft-oreal": {"weights": "oreal", "rows": "per-call"},
+    "sft-shortest": {"rows": "shortest", "source": "logged"},
+    "dpo": {"tau": 0.7},
+    "dpo-trajectory": {"rows": "trajectory"},
+    "reward": {"rows": "nearest"},
+    "kto-trajectory": {"rows": "trajectory"},
+    "prm": {},
+    "grpo": {},
+}
+
+
+def contents(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+@pytest.fixture(scope="module")
+def turned(tmp_path_factory):
+    """Two stores that hold the same, taken in in another order: twelve runs of six tasks, which contradict each other in places."""
+    folder = tmp_path_factory.mktemp("turned")
+    places = [(i, f"-{run}", 5 + run, 5 if i % 2 else 1) for i in range(6) for run in range(2)]
+    for name, order in (("one", places), ("other", [places[(7 * i) % 12] for i in range(12)][::-1])):
+        with Store.open(folder / f"{name}.duckdb") as store:
+            for i, run, good, bad in order:
+                put(store, i, run=run, good=good, bad=bad)
+    return folder
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_what_a_dataset_holds_follows_from_content_and_not_from_when_it_came(turned, tmp_path, name):
+    export = getattr(exporting, f"export_{name.partition('-')[0]}")
+    for which in ("one", "other"):
+        with Store.open(turned / f"{which}.duckdb", read_only=True) as store:
+            export(store, tmp_path / which / "d", held_out=0.4, seed=1, **EXPORTS[name])
+    one = contents(tmp_path / "one")
+    assert one == contents(tmp_path / "other")
+    assert b"trace-0" in one["d/jsonl/train.jsonl"] + one.get("d/jsonl/test.jsonl", b"")
+
+
+def test_units_come_one_by_one_and_in_order(turned):
+    with Store.open(turned / "other.duckdb", read_only=True) as store:
+        units = list(Units(store).read())
+        assert [[trace.id for trace in unit.traces] for unit in units] == [[f"trace-{i}-0", f"trace-{i}-1"] for i in range(6)]
+        assert [[tree.search for tree in unit.trees] for unit in units] == [[f"search-{i}-0", f"search-{i}-1"] for i in range(6)]
+        assert [unit.trees for unit in Units(store).read(trees=False)] == [[]] * 6
+        assert list(Units(store, agent="nobody").read()) == []
+        assert list(Units(store, algorithms=["nothing"]).read(logs=False)) == []
+
+
+def test_rules_over_all_rows_hold_across_tasks(tmp_path):
+    """Two tasks in the same words have the same states, though each is read by itself."""
+    kit = Kit()
+    with Store.open(tmp_path / "s.duckdb") as store:
+        for i, (good, bad) in enumerate([(6, 6), (6, 6)]):
+            trace = replace(kit.trace("asked"), id=f"trace-{i}", task=f"named-{i}")
+            store.ingest([trace])
+            source = fork(kit, good=good, bad=bad, task="asked")
+            source.tree.stop("done")
+            store.put_search(source.tree.to_record(f"search-{i}", trace=trace.id, task=trace.task, fork_step=1))
+        report = exporting.export_dpo(store, tmp_path / "dpo", near_duplicates=0.0, tau=0.7)
+        assert (sum(report.rows.values()), report.dropped) == (2, {"a duplicate": 36, "over the cap of 2 pairs a state": 34})
+        report = exporting.export_kto(store, tmp_path / "kto", rows="trajectory", source="searched", near_duplicates=0.0)
+        assert (sum(report.rows.values()), report.dropped) == (12, {"a duplicate": 12})
+
+
+def test_a_dataset_that_is_replaced_is_told_of(path, tmp_path):
+    words = ("export", "sft", "--out", tmp_path / "d", "--store", path)
+    assert "is replaced" not in run(*words).stderr
+    again = run(*words)
+    assert again.exit_code == 0
+    assert "is replaced" in again.stderr

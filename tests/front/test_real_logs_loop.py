@@ -15,7 +15,7 @@ def test_a_hundred_real_runs_become_datasets_that_trl_steps_on(cli, folder):
     report = cli("ingest", LOGS, "--store", "s.duckdb", "--json").json
     assert (report["traces_added"], report["tasks"], report["succeeded"], report["failed"]) == (100, 25, 49, 51)
     assert report["rejected_added"] == 0
-    again = cli("ingest", LOGS, "--store", "s.duckdb", "--json").json
+    again = cli("ingest", LOGS, "--again", "--store", "s.duckdb", "--json").json
     assert (again["traces_added"], again["traces_known"], again["nodes_added"]) == (0, 100, 0)
     stats = cli("stats", "--verify", "--store", "s.duckdb", "--json").json
     assert (stats["verified"], stats["problems"], stats["reused_call_ids"]) == (True, [], 25)

@@ -144,7 +144,7 @@ async def test_what_others_learn_meanwhile_changes_no_choice_that_was_made(asked
             await played(store, asked, traces, left=90, concurrency=1, **job)
         begun = {row.id: row.algorithm for row in store.searches() if row.stopped}
         rare = min(arms(ANYTHING, process=True, lines=10, forked="start"), key=lambda name: list(begun.values()).count(name))
-        monkeypatch.setattr("counterplay.searching._improved", lambda record, reward: record.algorithm == rare)
+        monkeypatch.setattr("counterplay.searched._improved", lambda tree, reward: tree.algorithm == rare)
         await played(store, asked, others, **job)
         report, _ = await played(store, asked, traces, **job)
     assert len(begun) >= 2
@@ -154,7 +154,7 @@ async def test_what_others_learn_meanwhile_changes_no_choice_that_was_made(asked
 
 async def test_what_one_job_learned_the_next_one_begins_with(asked, monkeypatch):
     """Where only one of the searches ever improves on the log, it is what comes to be chosen."""
-    monkeypatch.setattr("counterplay.searching._improved", lambda record, reward: record.algorithm == "rebase")
+    monkeypatch.setattr("counterplay.searched._improved", lambda tree, reward: tree.algorithm == "rebase")
     first = [logged(f"t{i}") for i in range(24)]
     told, unlike = ([logged(f"t{i}", name=f"{who}{i}", agent=who) for i in range(50, 62)] for who in (None, "x"))
     with Store.open(":memory:") as store:

@@ -22,7 +22,7 @@ SCHEMES: Mapping[str, str] = {"s3": "s3", "gs": "gs", "gcs": "gs", "az": "az", "
 
 _URI = re.compile(rf"({'|'.join(SCHEMES)})://(.*)", re.IGNORECASE | re.DOTALL)
 _FORM = "s3://BUCKET/PREFIX[?endpoint=URL&region=NAME&anonymous=true], gs:// or az:// in its place"
-_OPTIONS = {"s3": {"endpoint", "region", "anonymous"}, "gs": {"endpoint", "anonymous"}, "az": {"endpoint", "account"}}
+_OPTIONS = {"s3": {"endpoint", "region", "anonymous"}, "gs": {"endpoint", "anonymous"}, "az": {"account"}}
 _SECRET = re.compile(r"key|secret|token|password|signature|credential|^sig$", re.IGNORECASE)
 _AWS = re.compile(r"AWS Error ([A-Z_]+)(?: \(HTTP status (\d+)\))?")
 _DENIED = {"ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "INVALID_CLIENT_TOKEN_ID", "SIGNATURE_DOES_NOT_MATCH", "MISSING_AUTHENTICATION_TOKEN",

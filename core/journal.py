@@ -19,7 +19,7 @@ import orjson
 from counterplay.core.canonical import content_key, content_keys, dumps, loads
 from counterplay.core.errors import PolicyError, StoreError, UserError, VerifierError
 from counterplay.core.nouns import Grade, Message, Proposal, Score, State, Step, Trajectory, Usage
-from counterplay.core.protocols import Batch, Environment, Opinion, Policy, Verifier, calls_at_once, fingerprint_of, first_draw
+from counterplay.core.protocols import Batch, Environment, Opinion, Policy, Verifier, calls_at_once, fingerprint_of, first_draw, requests
 from counterplay.core.turns import propose_in_turn, turns
 
 _OPINIONS = (float, int, Score, NoneType)
@@ -48,7 +48,8 @@ class MemoryJournal:
 class JournaledPolicy:
     """Answers a repeated `propose` from the journal. Draw numbers count per state, so asking a state again draws afresh.
 
-    `live_calls` counts the proposals that the policy itself was asked for and gave.
+    `live_calls` counts the proposals that the policy itself was asked for and gave. A policy with `keeps_requests` has each request of a
+    proposal of several answered from the journal, too.
     """
 
     takes_turns = True
@@ -57,9 +58,14 @@ class JournaledPolicy:
         self.policy, self.journal = policy, journal
         self.fingerprint = fingerprint_of(policy)
         self._key = content_keys("propose", self.fingerprint)
+        self._keeps = JournaledRequests(journal, self.fingerprint) if getattr(policy, "keeps_requests", False) else None
         self.estimate = getattr(policy, "estimate", None)
-        self.live_calls = 0
+        self._given = 0
         self._drawn: Counter[str] = Counter()
+
+    @property
+    def live_calls(self) -> int:
+        return self._given - (0 if self._keeps is None else self._keeps.found)
 
     async def propose(self, state: State, n: int) -> Sequence[Proposal]:
         start = self._drawn[state.key]
@@ -69,6 +75,7 @@ class JournaledPolicy:
         if known is not None:
             return [_proposal(fields) for fields in loads(known)]
         token = None if first_draw.get() == start else first_draw.set(start)
+        keeping = None if self._keeps is None or n == 1 else requests.set(self._keeps)
         try:
             if turns.get() is None:
                 answer: Any = self.policy.propose(state, n)
@@ -78,9 +85,27 @@ class JournaledPolicy:
         finally:
             if token is not None:
                 first_draw.reset(token)
-        self.live_calls += len(proposals)
+            if keeping is not None:
+                requests.reset(keeping)
+        self._given += len(proposals)
         self.journal.put(key, "propose", _text([_proposal_to_json(p) for p in proposals], _numbers(proposals)))
         return proposals
+
+
+class JournaledRequests:
+    """The requests of one policy's proposals; see `protocols.requests`."""
+
+    def __init__(self, journal: Journal, fingerprint: str) -> None:
+        self.journal, self.found = journal, 0
+        self._key = content_keys("request", fingerprint)
+
+    def get(self, asked: str) -> str | None:
+        known = self.journal.get(self._key(asked))
+        self.found += known is not None
+        return known
+
+    def put(self, asked: str, answer: str) -> None:
+        self.journal.put(self._key(asked), "request", answer)
 
 
 class JournaledEnvironment:

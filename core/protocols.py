@@ -22,6 +22,18 @@ first_draw: ContextVar[int] = ContextVar("first_draw", default=0)
 """How many proposals this search has already drawn from the state a policy is being asked about. A policy that derives
 its random seed from (its own seed, state key, first_draw + i) samples the same at any concurrency and after any restart."""
 
+
+class Requests(Protocol):
+    """Answers to the single requests of one proposal, by what was asked."""
+
+    def get(self, asked: str) -> str | None: ...
+    def put(self, asked: str, answer: str) -> None: ...
+
+
+requests: ContextVar[Requests | None] = ContextVar("requests", default=None)
+"""Where a policy with `keeps_requests` keeps each answer when it makes several requests for one proposal, and looks before it makes them:
+what was answered before a search was killed is then not asked again, though the proposal was not complete. None: nowhere."""
+
 calls_at_once: ContextVar[int] = ContextVar("calls_at_once", default=64)
 """How many calls of one verifier may be in flight where it is asked about many trajectories one by one (`journal.ask_all`)."""
 

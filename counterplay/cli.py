@@ -13,38 +13,46 @@ import typer
 
 from counterplay import console
 from counterplay.commands import (
+    batching,
     datasets,
     effects,
     evaluating_verifiers,
     examples,
     improving,
+    jobs,
     learning,
     logs,
     playing,
     recording,
     simulating,
+    spans,
     training,
     trees,
     verifying,
+    viewing,
 )
 from counterplay.commands.options import AsJson, app, bounded
 
 __all__ = [
     "app",
+    "batching",
     "datasets",
     "effects",
     "evaluating_verifiers",
     "examples",
     "improving",
+    "jobs",
     "learning",
     "logs",
     "main",
     "playing",
     "recording",
     "simulating",
+    "spans",
     "training",
     "trees",
     "verifying",
+    "viewing",
 ]
 
 

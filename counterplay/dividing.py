@@ -6,23 +6,25 @@ was logged since, and with them the trees that it finished: a share is part of a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from counterplay.core.budget import KINDS, Amounts, Budget
 from counterplay.core.canonical import content_key, dumps, loads
-from counterplay.core.nouns import Outcome, Source, Trace, Trajectory
+from counterplay.core.nouns import Call, Message, Outcome, Source, Step, ToolCall, Trace, Trajectory, Usage
 from counterplay.plan import COUNTED, Plan
 from counterplay.search.sharing import Estimate, Share, estimates_of, split_budget
 
 if TYPE_CHECKING:
-    from counterplay.core.store import Store
+    from counterplay.core.store import LightRow, Store
 
 _LINES = 8
 _LATER = "the budget was spent on the traces before it"
 _UNDIVIDED = "it came in after this job had divided its budget; run the same command again once the job has ended"
 _SCOPE = "search/shares"
+_STORE = Source("store")
 _NEW: Mapping[str, Any] = {"shares": {}, "passed": {}, "ended": True, "number": 0}
 
 
@@ -97,6 +99,43 @@ class Shares:
         self.journal.put(self.key, "shares", dumps(self.kept))
 
 
+def light(row: LightRow, tool_calls: int = 0) -> Trace:
+    """A trace that a budget is divided by like the whole one: of a few words, and its steps are shared by all of that length."""
+    usage = Usage(row.input_tokens, row.output_tokens, cost_usd=row.cost_usd)
+    calls = (Call(0, usage=usage),) if usage.tokens or row.cost_usd is not None else ()
+    outcome = Outcome(row.reward, row.success)
+    return Trace(row.id, _steps_alone(row.steps, tool_calls), _STORE, task=row.task, agent=row.agent, outcome=outcome, calls=calls)
+
+
+@lru_cache(maxsize=4096)
+def _steps_alone(steps: int, tool_calls: int) -> Trajectory:
+    if not steps:
+        return Trajectory()
+    first = Step(Message.assistant(None, [ToolCall("", "", "")] * tool_calls))
+    return Trajectory(steps=(first, *(Step(Message.assistant("")),) * (steps - 1)))
+
+
+def divisible(budget: str) -> bool:
+    """Whether a budget holds anything that is divided: all but seconds."""
+    return _divisible(Budget.parse(budget))
+
+
+def divide_light(rows: Iterable[LightRow], others: Iterable[LightRow], plan: Plan, tool_calls: Mapping[str, int]) -> Division:
+    """`divide` over traces of which only rows are at hand. `others` are rows of all traces, whose outcomes say what may be gained;
+    `tool_calls` counts those of each trace, where the budget has a limit of that kind.
+    """
+    traces = [light(row, tool_calls.get(row.id, 0)) for row in rows]
+    tasks, ids = {trace.task for trace in traces if trace.task is not None}, {trace.id for trace in traces}
+    beside = [light(row) for row in others if row.task in tasks and row.id not in ids] if plan.split != "even" else []
+    known = estimates_of([*beside, *traces])
+    return _divided(traces, plan, {trace.id: known[trace.id] for trace in traces})
+
+
+def counted_share(make: Callable[[], Budget]) -> dict[str, float]:
+    """What one trace gets, by kind, but for the time."""
+    return _counted(make().limits)
+
+
 def _divisible(whole: Budget) -> bool:
     return any(getattr(whole.limits, kind) is not None for kind in KINDS if kind != "seconds")
 
@@ -112,10 +151,16 @@ def divide(store: Store, traces: Sequence[Trace], plan: Plan) -> Division:
     The gain rests on the outcomes of all traces of the same tasks in the store. Shares of all traces together are never above
     the whole. Where the budget does not last for one line of any trace, it is divided evenly.
     """
+    if plan.split == "even" or not divisible(plan.budget):
+        return _evenly(traces, plan)
+    return _divided(traces, plan, estimates(store, traces))
+
+
+def _divided(traces: Sequence[Trace], plan: Plan, known: Mapping[str, Estimate]) -> Division:
+    """`divide` where it is known what may be gained on each trace."""
     whole = Budget.parse(plan.budget)
     if plan.split == "even" or not _divisible(whole):
         return _evenly(traces, plan)
-    known = estimates(store, traces)
     ranked = sorted(traces, key=lambda trace: -known[trace.id].gain(_LINES))[: plan.affordable(len(traces))]
     wanted = {trace.id for trace in ranked}
     chosen = [trace for trace in traces if trace.id in wanted]
@@ -136,8 +181,7 @@ def estimates(store: Store, traces: Sequence[Trace]) -> dict[str, Estimate]:
     tasks = {trace.task for trace in traces if trace.task is not None}
     rows = [row for row in store.traces() if row.task in tasks]
     held = {row.id for row in rows}
-    source = Source("store")
-    outcomes = [Trace(row.id, Trajectory(), source, task=row.task, outcome=Outcome(row.reward, row.success)) for row in rows]
+    outcomes = [Trace(row.id, Trajectory(), _STORE, task=row.task, outcome=Outcome(row.reward, row.success)) for row in rows]
     known = estimates_of([*outcomes, *(trace for trace in traces if trace.id not in held)])
     return {trace.id: known[trace.id] for trace in traces}
 

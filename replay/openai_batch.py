@@ -91,9 +91,9 @@ class OpenAIBatchPolicy(OpenAIPolicy):
     def _waste(self, said: bytes) -> None:
         _used.get().append(lambda: super(OpenAIBatchPolicy, self)._waste(said))
 
-    async def _in_turn(self, state: State, start: int, n: int) -> Answer:
+    async def _in_turn(self, body: bytes, state: State, start: int, n: int) -> Answer:
         """No turn is taken: writing a question down keeps no server busy."""
-        return await self._answer(self._body(state, start, n), state, start, n)
+        return await self._answer(body, state, start, n)
 
     async def _answer(self, body: bytes, state: State, start: int, n: int) -> Answer:
         key, seeds = key_of(body, start), self._seeds(state, start, n)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from counterplay.core.canonical import content_key, dumps
 from counterplay.core.errors import CounterplayError, PolicyError, UserError
 from counterplay.core.nouns import Proposal, State, Usage
-from counterplay.core.protocols import first_draw
+from counterplay.core.protocols import first_draw, requests
 from counterplay.core.turns import turns
 from counterplay.replay.adaptive import Concurrency
 from counterplay.replay.fork import request_messages, request_tools
@@ -68,7 +68,7 @@ class OpenAIPolicy:
     several servers answers makes no difference.
     """
 
-    takes_turns = True
+    takes_turns = keeps_requests = True
 
     def __init__(
         self,
@@ -180,8 +180,10 @@ class OpenAIPolicy:
         return answer
 
     async def _ask(self, state: State, start: int, n: int) -> Answer:
+        body = self._body(state, start, n)
+        answer = known = self._kept(body, state, start, n)
         try:
-            answer = await self._in_turn(state, start, n)
+            answer = known or await self._in_turn(body, state, start, n)
         except _RejectedError as error:
             if not (self._logprobs and "logprob" in error.got):
                 raise
@@ -191,16 +193,23 @@ class OpenAIPolicy:
             self._logprobs = False
         if answer.usage is not None:
             answer = replace(answer, usage=self._priced(answer.usage))
-        self._count(answer, n)
+        if known is None:
+            self._count(answer, n)
         return replace(answer, model=answer.model or self.model)
 
     def _count(self, answer: Answer, n: int) -> None:
         self.tally.add(answer.usage)
         self.tally.short += len(answer.choices) < n
 
-    async def _in_turn(self, state: State, start: int, n: int) -> Answer:
+    def _kept(self, body: bytes, state: State, start: int, n: int) -> Answer | None:
+        """What this request of a proposal of several was answered before the search was killed."""
+        keeping = requests.get()
+        said = None if keeping is None else keeping.get(_asked(body, start))
+        return None if said is None else self._read(said.encode(), "the journal", self._seeds(state, start, n))
+
+    async def _in_turn(self, body: bytes, state: State, start: int, n: int) -> Answer:
         """One request, when the search that asks has its turn. The turn ends with the tokens really used."""
-        body, taking = self._body(state, start, n), turns.get()
+        taking = turns.get()
         turn = None if taking is None else await taking.take(state, len(body) / _BYTES_A_TOKEN + n * (self.max_tokens or 0))
         tokens: float | None = None
         try:
@@ -212,8 +221,15 @@ class OpenAIPolicy:
         return answer
 
     async def _answer(self, body: bytes, state: State, start: int, n: int) -> Answer:
-        seeds = self._seeds(state, start, n)
-        attempt = await self._connected().post(body, state.prefix_keys[0], lambda said, server: self._read(said, server, seeds))
+        seeds, keeping = self._seeds(state, start, n), requests.get()
+
+        def read(said: bytes, server: str) -> Answer:
+            answer = self._read(said, server, seeds)
+            if keeping is not None and (n == 1 or len(answer.choices) < n):  # a whole proposal is kept as one
+                keeping.put(_asked(body, start), said.decode())
+            return answer
+
+        attempt = await self._connected().post(body, state.prefix_keys[0], read)
         if attempt.value is None:
             self.tally.failures += 1
             raise self._failure(attempt)
@@ -305,6 +321,10 @@ class OpenAIPolicy:
         client = openai.AsyncOpenAI(api_key=self._key, base_url=url, http_client=first)
         sender = Sender(client, http, "chat/completions", timeout_s=self.timeout_s)
         return Server(url or str(client.base_url).rstrip("/"), sender, Concurrency(most=self.concurrency), Health())
+
+
+def _asked(body: bytes, start: int) -> str:
+    return f"{start}\n{body.decode()}"
 
 
 def addresses(base_url: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -9,12 +9,14 @@ room takes over what waits for one that has none. One address is the same with n
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Generic, TypeVar
+from urllib.parse import urlsplit
 
 from counterplay.core.errors import PolicyError
 from counterplay.core.turns import turns
@@ -27,6 +29,8 @@ from counterplay.replay.openai_tally import Tally
 if TYPE_CHECKING:
     import httpx2
 
+_LOG = logging.getLogger("counterplay.replay.routing")
+_LOG.addHandler(logging.NullHandler())
 T = TypeVar("T")
 _SLACK = 1.25
 _FEW = 4  # so many requests may be at one server whatever the others have
@@ -258,7 +262,11 @@ class Router:
         server = leave.server
         self.in_flight -= 1
         server.limit.end(leave.begun, sign)
+        opened = server.health.opened
         server.health.end(well=well)
+        if server.health.opened != opened:
+            name = "server.closed" if opened else "server.opened"
+            _LOG.log(logging.INFO if opened else logging.WARNING, name, extra={"counterplay": {"server": urlsplit(server.url).netloc.rpartition("@")[2]}})
         self._dispatch()
 
     def _wake_later(self) -> None:

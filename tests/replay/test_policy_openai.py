@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from counterplay.core.errors import PolicyError, UserError
+from counterplay.core.journal import JournaledPolicy, MemoryJournal
 from counterplay.core.nouns import Message, Step, ToolSpec, Trajectory, Usage
 from counterplay.core.protocols import fingerprint_of, first_draw
 from counterplay.core.turns import turns
@@ -293,3 +294,31 @@ def test_the_fingerprint_covers_parameters_not_the_address():
 
     assert of() == of(base_url="http://b:1/v1")
     assert len({of(), of(temperature=0.1), of(max_tokens=1), of(seed=1), of(extra_body={"a": 1})}) == 5
+
+
+async def test_the_requests_of_a_proposal_that_were_answered_before_a_kill_are_not_made_again():
+    journal = MemoryJournal()
+    whole = [completion(f"answer {at}") for at in range(4)]
+    with Loopback(*whole[:3], 30.0, whole[3]) as server:
+        asking = asyncio.ensure_future(JournaledPolicy(policy_at(server, n_support="never", concurrency=1), journal).propose(STATE, 4))
+        async with asyncio.timeout(20):
+            while len(server.requests) < 4:  # noqa: ASYNC110  the server counts in a thread
+                await asyncio.sleep(0.01)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+    with Loopback(whole[3]) as server:
+        policy = policy_at(server, n_support="never", concurrency=1)
+        again = JournaledPolicy(policy, journal)
+        proposals = await again.propose(STATE, 4)
+        assert len(server.requests) == again.live_calls == policy.tally.calls == 1
+    assert [proposal.action.content for proposal in proposals] == [f"answer {at}" for at in range(4)]
+    assert [proposal.usage for proposal in proposals] == [Usage(10, 5, 3)] * 4
+
+
+async def test_a_proposal_that_is_one_request_is_kept_once():
+    journal = MemoryJournal()
+    with Loopback() as server:
+        policy = JournaledPolicy(policy_at(server), journal)
+        await policy.propose(STATE, 1)
+        await policy.propose(STATE, 3)
+    assert len(journal.entries) == 2

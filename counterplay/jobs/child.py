@@ -1,0 +1,84 @@
+"""A worker in a process of its own: it works on the units that its driver sends, and ends with it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from counterplay.core.errors import CounterplayError, StoreError
+from counterplay.growing import Watching
+from counterplay.jobs.desk import SentDesk
+from counterplay.jobs.pipes import Pipe, die_with
+from counterplay.jobs.spools import Spool, SpooledJournal
+from counterplay.jobs.work import TreeWantedError, Work, Worked, Worker
+from counterplay.searching import collected_seldom
+
+if TYPE_CHECKING:
+    from counterplay.core.journal import Journal
+
+
+def main() -> None:
+    """What a worker does, in a process of its own."""
+    handle, parent = map(int, sys.argv[1:])
+    die_with(parent)
+    with suppress(KeyboardInterrupt):
+        asyncio.run(_serve(socket.socket(fileno=handle)))
+
+
+async def _serve(connected: socket.socket) -> None:
+    pipe = await Pipe.over(connected)
+    sys.path[:] = await pipe.next() or os._exit(1)
+    base, asked, plan = await pipe.next() or os._exit(1)
+    try:
+        worker = Worker(asked, plan)
+    except CounterplayError as error:
+        await pipe.send(("refused", error))
+        return
+    await pipe.send(("up",))
+    with collected_seldom():
+        await _Serving(pipe, worker, Spool(base)).run()
+    await worker.close()
+
+
+class _Serving:
+    """The units under way, and what is said of them."""
+
+    def __init__(self, pipe: Pipe, worker: Worker, spool: Spool) -> None:
+        self.pipe, self.worker, self.spool = pipe, worker, spool
+        self.watching = Watching(lambda record: pipe.put(("grows", record)))
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def run(self) -> None:
+        while (message := await self.pipe.next()) is not None:
+            match message:
+                case ("work", work):
+                    self.tasks[work.unit] = asyncio.create_task(self._one(work))
+                case ("cancel", unit) if unit in self.tasks:
+                    self.tasks[unit].cancel()
+                case ("end",):
+                    break
+        else:
+            os._exit(1)  # the driver is gone: nothing more is asked of anybody
+        for task in self.tasks.values():
+            task.cancel()
+        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+
+    async def _one(self, work: Work) -> None:
+        answer: Worked | Exception
+        try:
+            answer = await self.worker.work(work, SentDesk(work, self._journal, self.watching.watch))
+        except (StoreError, TreeWantedError) as error:
+            answer = error
+        finally:
+            self.tasks.pop(work.unit, None)
+        if isinstance(answer, StoreError) or (isinstance(answer, Worked) and answer.state == "failed"):
+            self.spool.cut()  # so that another worker that tries again knows what this one was answered
+        await self.pipe.send(("worked", work.unit, answer, self.spool.taken()))
+
+    def _journal(self, scope: str, known: Mapping[str, str]) -> Journal:
+        return SpooledJournal(self.spool, scope, known)

@@ -1,0 +1,54 @@
+"""The datasets of a job, made once its units have settled: the exports of `counterplay export`, by the options that the file gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from counterplay.core.errors import StoreError, UserError
+from counterplay.jobs.checking import export_options, typed
+
+if TYPE_CHECKING:
+    from counterplay.core.store import Store
+    from counterplay.jobs.events import Events
+    from counterplay.jobs.sections import Export
+    from counterplay.jobs.spec import Job
+
+
+@dataclass(frozen=True)
+class Made:
+    """One dataset. `rows` by split, `dropped` by reason; `problem` says why there is none (empty where there is one)."""
+
+    kind: str
+    folder: str
+    rows: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
+    label_noise: float | None = None
+    problem: str = ""
+
+
+def make_datasets(store: Store, job: Job, folder: Path, events: Events) -> list[Made]:
+    """Every dataset of the job in `folder`. One that has no row stops no other."""
+    made = []
+    for export in job.export:
+        with events.exporting(export.kind, export.folder):
+            made.append(_made(store, job, export, folder / export.folder))
+        events.made(made[-1])
+    return made
+
+
+def _made(store: Store, job: Job, export: Export, folder: Path) -> Made:
+    from counterplay import exporting
+
+    options: dict[str, Any] = typed(export.kind, export.options)
+    if "seed" in export_options(export.kind).model_fields:
+        options.setdefault("seed", job.job.seed)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        report = getattr(exporting, f"export_{export.kind}")(store, folder, **options)
+    except StoreError:
+        raise
+    except UserError as error:
+        return Made(export.kind, str(folder), problem=str(error))
+    return Made(export.kind, str(folder), dict(report.rows), dict(report.dropped), report.label_noise)

@@ -1,0 +1,214 @@
+"""The driver: claims units, hands each to the crew with all it needs, writes what comes back, and settles. One process, the one writer.
+
+A tree is written before its unit is settled, so a kill between the two costs a look at a tree that is there. What a kill loses of a unit
+under way was journalled call by call. Memory holds the units in flight, never the job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from counterplay.jobs.events import Events
+from counterplay.jobs.retries import Retries
+from counterplay.jobs.totals import result_of, with_earlier
+from counterplay.jobs.work import Worked, WorkerLostError
+
+if TYPE_CHECKING:
+    from counterplay.core.store import Settled, Store, UnitRow
+    from counterplay.jobs.loading import Loader
+    from counterplay.jobs.progress import Progress
+    from counterplay.jobs.work import Crew
+
+_TICK_S = 0.5
+_AHEAD = 64
+_WRITE_S = 2.0
+_WRITE_UNITS = 256
+_WRITE_NODES = 20_000
+
+
+class Driver:
+    """Works on the units of one job until none is left, `stop` is called, or `seconds` have passed (None: as long as it takes)."""
+
+    def __init__(
+        self,
+        store: Store,
+        job: str,
+        loader: Loader,
+        crew: Crew,
+        progress: Progress,
+        *,
+        retries: Retries | None = None,
+        lease_s: float = 300.0,
+        seconds: float | None = None,
+        limit: int | None = None,
+        events: Events | None = None,
+    ) -> None:
+        self.events = events or Events(job)
+        self.store, self.job, self.loader, self.crew, self.progress = store, job, loader, crew, progress
+        self.retries, self.lease_s, self.owner = retries or Retries(), lease_s, uuid4().hex
+        self.stopping = ""
+        self._until_s = None if seconds is None else time.monotonic() + seconds
+        self._left = limit
+        self._claimed: deque[UnitRow] = deque()
+        self._flying: dict[asyncio.Task[Worked], UnitRow] = {}
+        self._finished: list[tuple[UnitRow, Worked]] = []
+        self._nodes = 0
+        self._due_s = 0.0
+        self._written_s = self._renewed_s = time.monotonic()
+
+    def stop(self, why: str = "stopped") -> None:
+        """Begin nothing more; what is under way is given up where it is."""
+        if not self.stopping:
+            self.stopping = why
+            self.events.stopping(why)
+
+    async def run(self) -> str:
+        """Why it ended: empty where every unit has settled."""
+        try:
+            while await self._turn():
+                pass
+        finally:
+            for task in self._flying:
+                task.cancel()
+            await asyncio.gather(*self._flying, return_exceptions=True)
+            await self._write()
+            await self._release()
+        return self.stopping
+
+    async def _turn(self) -> bool:
+        """One round; False where there is nothing more to do."""
+        if self._until_s is not None and time.monotonic() >= self._until_s:
+            self.stop("its time is over")
+        if self.stopping:
+            return False
+        await self._begin()
+        if self._flying:
+            done, _ = await asyncio.wait(self._flying, timeout=_TICK_S, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                self._take(task)
+        await self._keep()
+        if self._flying or self._claimed:
+            return True
+        await self._write()
+        return await self._wait()
+
+    async def _begin(self) -> None:
+        """Fill the crew."""
+        free = self.crew.size - len(self._flying)
+        while free > 0 and (units := self._next(free)):
+            for unit, work in zip(units, await asyncio.to_thread(self.loader.load, units), strict=True):
+                if isinstance(work, Worked):
+                    self._finish(unit, work)
+                else:
+                    self.events.began(unit)
+                    self._flying[asyncio.create_task(self.crew.submit(work))] = unit
+            free = self.crew.size - len(self._flying)
+        self.progress.show()
+
+    def _next(self, free: int) -> list[UnitRow]:
+        """The next units, as many as are free, and no more than may be loaded at once."""
+        if not self._claimed and time.monotonic() >= self._due_s:
+            self._claim()
+        return [self._claimed.popleft() for _ in range(min(free, self.loader.at_once, len(self._claimed)))]
+
+    def _claim(self) -> None:
+        many = max(_AHEAD, self.crew.size) if self._left is None else min(self._left, max(_AHEAD, self.crew.size))
+        found = self.store.claim(self.job, self.owner, many, lease_s=self.lease_s) if many else []
+        busy = {unit.id for unit in self._flying.values()} | {unit.id for unit, _ in self._finished}
+        fresh = [unit for unit in found if unit.id not in busy]
+        self._claimed.extend(fresh)
+        if self._left is not None:
+            self._left -= len(fresh)
+        for _ in fresh:
+            self.progress.moved("pending", "running")
+        if fresh:
+            self.events.tell("units.claimed", count=len(fresh))
+        if not found:
+            self._due_s = time.monotonic() + _TICK_S
+
+    def _take(self, task: asyncio.Task[Worked]) -> None:
+        unit = self._flying.pop(task)
+        try:
+            worked = task.result()
+        except WorkerLostError as error:
+            self.events.lost(unit, error)
+            worked = Worked(unit.id, "failed", str(error), "lost")
+        self._finish(unit, worked)
+
+    def _finish(self, unit: UnitRow, worked: Worked) -> None:
+        self._finished.append((unit, worked))
+        self.events.finished(unit)
+        self._nodes += sum(len(record.nodes) for record in worked.records)
+        self.progress.charged(worked.used, worked.live_calls)
+        if worked.state == "failed":
+            self.progress.errors.append(f"{unit.id}: {worked.reason}")
+
+    async def _keep(self) -> None:
+        """Write and renew leases where it is time."""
+        moment = time.monotonic()
+        late = moment - self._written_s >= _WRITE_S and self._finished
+        if late or len(self._finished) >= _WRITE_UNITS or self._nodes >= _WRITE_NODES:
+            await self._write()
+        if moment - self._renewed_s >= self.lease_s / 3:
+            held = [unit.id for unit in (*self._flying.values(), *self._claimed)]
+            lost = set(await asyncio.to_thread(self.store.renew, self.job, held, self.owner, lease_s=self.lease_s) if held else ())
+            self._claimed = deque(unit for unit in self._claimed if unit.id not in lost)
+            self._renewed_s = moment
+
+    async def _write(self) -> None:
+        """Write the trees of finished units, then what came of them."""
+        finished, self._finished, self._nodes = self._finished, [], 0
+        self._written_s = time.monotonic()
+        if not finished:
+            return
+        settled = [self._settled(unit, worked) for unit, worked in finished]
+        await asyncio.to_thread(self._store, [worked for _, worked in finished], settled)
+        for (unit, worked), one in zip(finished, settled, strict=True):
+            self.progress.moved("running", one.state)
+            self.events.settled(unit, worked, one)
+
+    def _store(self, finished: Sequence[Worked], settled: Sequence[Settled]) -> None:
+        records = [record for worked in finished for record in worked.records if not worked.held]
+        if records:
+            self.store.put_searches(records)
+        self.store.settle(self.job, settled, self.owner)
+
+    def _settled(self, unit: UnitRow, worked: Worked) -> Settled:
+        from counterplay.core.store import Settled
+
+        result = with_earlier(result_of(worked), unit.result)
+        if worked.state != "failed":
+            return Settled(worked.unit, worked.state, worked.reason, result=result)
+        tries = 1 + (unit.result.get("tries", 0) if unit.attempts > 1 else 0)
+        wait_s = self.retries.again_s(worked.error_class, tries)
+        told = {**result, "tries": tries}
+        if wait_s is None:
+            return Settled(worked.unit, self.retries.given_up(worked.error_class), worked.reason, worked.error_class, told)
+        due_us = time.time_ns() // 1000 + round(wait_s * 1e6)
+        return Settled(worked.unit, "pending", worked.reason, worked.error_class, with_earlier({"tries": tries}, result), due_us)
+
+    async def _release(self) -> None:
+        """Give back what was claimed and not finished."""
+        from counterplay.core.store import Settled
+
+        left = [*self._flying.values(), *self._claimed]
+        if left:
+            given = [Settled(unit.id, "pending", unit.reason, unit.error_class, unit.result) for unit in left]
+            await asyncio.to_thread(self.store.settle, self.job, given, self.owner)
+            self.events.released(left)
+
+    async def _wait(self) -> bool:
+        """Wait for the next unit to fall due; False where none will."""
+        due_us = None if self._left == 0 else self.store.due_us(self.job)
+        if due_us is None and not (self.store.unit_counts(self.job)["pending"] and self._left != 0):
+            return False
+        if due_us is not None:
+            self.progress.show("waiting for the next try")
+            await asyncio.sleep(min(_TICK_S, max(0.0, due_us / 1e6 - time.time())))
+        self._due_s = 0.0
+        return True

@@ -1,0 +1,56 @@
+"""Reports and estimates as a person reads them on a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from counterplay import console
+from counterplay.jobs.progress import span
+
+if TYPE_CHECKING:
+    from counterplay.jobs.dry import Estimate
+    from counterplay.jobs.report import Report
+
+_REASONS = 8
+
+
+def report(found: Report) -> list[Any]:
+    """A report: what became of the units, why, what it took and what there is now."""
+    facts: dict[str, Any] = {"job": found.job, "units": ", ".join(f"{count:,} {state}" for state, count in found.states.items())}
+    for name, share in (("improved", found.improved), ("solved", found.solved)):
+        if share["of"]:
+            low, high = share["interval"]
+            facts[name] = f"{share['count']:,} of {share['of']:,} ({low:.0%} to {high:.0%})"
+    if found.used:
+        limits = found.budget
+        amounts = (f"{amount:,.6g} {kind}" + (f" of {limits[kind]:,.6g}" if kind in limits else "") for kind, amount in found.used.items())
+        facts["charged"] = ", ".join(amounts)
+    if found.seconds:
+        facts["this command"] = f"{span(found.seconds)}, {found.live_calls:,} new model calls, {found.settled_before:,} settled before"
+    parts: list[Any] = [console.facts(facts)]
+    if found.reasons:
+        rows = [(why["state"], why["error_class"], why["count"], why["reason"][:200]) for why in found.reasons[:_REASONS]]
+        parts.append(console.table("why", ["state", "class", "count", "reason"], rows))
+    if found.datasets:
+        sets = [
+            (made["kind"], made["folder"], made["problem"] or ", ".join(f"{n:,} {s}" for s, n in made["rows"].items()))
+            for made in found.datasets
+        ]
+        parts.append(console.table("datasets", ["kind", "folder", "rows"], sets))
+    return parts
+
+
+def estimate(found: Estimate) -> list[Any]:
+    """What a job would do."""
+    facts: dict[str, Any] = {
+        "job": found.job,
+        "units": ", ".join(f"{count:,} {state}" for state, count in found.units.items()) or "none",
+        "search": found.search,
+        "datasets": ", ".join(found.datasets) or "none",
+    }
+    parts: list[Any] = [console.facts(facts)]
+    rows = [(one.kind, f"{one.amount:,.6g}", f"{one.low:,.4g} to {one.high:,.4g}", one.basis) for one in found.amounts]
+    if rows:
+        parts.append(console.table("expected to use, answers that are journalled not counted", ["", "about", "range", "by"], rows))
+    parts += [f"note: {note}" for note in found.notes]
+    return parts

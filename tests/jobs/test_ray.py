@@ -1,0 +1,173 @@
+"""A cluster of two nodes: the same trees as in one process, also where a node is gone in the middle."""
+
+import asyncio
+import os
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from counterplay import Store
+from counterplay.core.errors import UserError
+from counterplay.jobs.crews import InProcess
+from counterplay.jobs.work import WorkerLostError
+from counterplay.parts import Asked
+from counterplay.plan import Plan
+from tests.front.moves import answer, logged
+from tests.jobs.game import MCTS, asked, draws, modules, runs, trees, worked, works
+from tests.replay.loopback import Loopback
+
+ray = pytest.importorskip("ray", reason="needs the extra counterplay[ray]")
+pytestmark = pytest.mark.filterwarnings("ignore")  # what Ray warns of is its own
+
+from counterplay.jobs.rayed import _OFF, RayCrew  # noqa: E402  after the check above
+
+MODEL = Path(__file__).parents[2] / "examples" / "ledger" / "model"
+NODE = {"num_cpus": 2, "object_store_memory": 80 << 20}
+QUICK = {f"health_check_{name}": value for name, value in {"period_ms": 500, "timeout_ms": 1000, "failure_threshold": 2}.items()}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("ray")
+        modules(folder, patch)
+        for name, value in _OFF.items():
+            patch.setenv(name, value)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def cluster(folder):
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False, "_system_config": QUICK})
+    made.add_node(**NODE)
+    try:
+        yield made
+    finally:
+        ray.shutdown()
+        made.shutdown()
+
+
+@pytest.fixture
+def notes(folder, cluster):
+    for file in (folder / "notes").iterdir():
+        file.unlink()
+    return folder / "notes"
+
+
+@pytest.fixture
+def store(tmp_path):
+    with Store.open(tmp_path / "s.duckdb") as opened:
+        opened.ingest(runs())
+        yield opened
+
+
+async def in_process(asked, plan, traces=None):
+    with Store.open(":memory:") as store:
+        store.ingest(runs() if traces is None else traces)
+        return await worked(InProcess(store, asked, plan), works(store, asked, plan))
+
+
+async def on_ray(cluster, store, asked, plan, **given):
+    return await worked(RayCrew(store, asked, plan, address=cluster.address, **given), works(store, asked, plan))
+
+
+async def test_two_nodes_come_to_the_trees_of_one_process(notes, cluster, store):
+    parts = asked(verifiers=("outcome", "game_parts:batched"))
+    wanted = await in_process(parts, MCTS)
+    here = Counter(draw for draw, _ in draws(notes))
+    (notes / "draws").unlink()
+    made = await on_ray(cluster, store, parts, MCTS, workers=2)
+    assert trees(made) == trees(wanted)
+    assert Counter(draw for draw, _ in draws(notes)) == here
+    assert len({pid for _, pid in draws(notes)} - {str(os.getpid())}) == 2
+    (notes / "draws").unlink()
+    again = await worked(InProcess(store, parts, MCTS), works(store, parts, MCTS))
+    assert (draws(notes), trees(again)) == ([], trees(made)), "every answer came to the driver's store"
+
+
+async def test_a_node_that_is_gone_costs_time_alone(notes, cluster, store):
+    parts = asked(verifiers=("outcome", "game_parts:batched"))
+    wanted = await in_process(parts, MCTS)
+    needed = Counter(draw for draw, _ in draws(notes))
+    (notes / "draws").unlink()
+    (notes / "delay_s").write_text("0.05")
+    lost, made = Counter(), {}
+    crew = RayCrew(store, parts, MCTS, address=cluster.address, workers=2, actors={"verifier": 2})
+
+    async def kept_at(work):
+        while work.unit not in made:
+            try:
+                made[work.unit] = await crew.submit(work)
+            except WorkerLostError:
+                lost[work.unit] += 1
+
+    async def remover():
+        while len(draws(notes)) < sum(needed.values()) // 3:  # noqa: ASYNC110  what is waited for happens on other nodes
+            await asyncio.sleep(0.01)
+        (node,) = cluster.worker_nodes
+        await asyncio.to_thread(cluster.remove_node, node, allow_graceful=False)
+
+    await asyncio.gather(remover(), *(kept_at(work) for work in works(store, parts, MCTS)))
+    await crew.close()
+    cluster.add_node(**NODE)
+    assert trees(made) == trees(wanted)
+    assert sum(lost.values()) >= 1
+    repeated = Counter(draw for draw, _ in draws(notes)) - needed
+    assert sum(repeated.values()) <= 2 * sum(lost.values()), "only what was in flight, a wave of 2 a unit, may be asked again"
+
+
+async def test_recordings_and_stitched_tasks_come_to_the_same(notes, cluster, store):
+    forked = Plan("fork_best_of_n", {"n": 2}, fork="rare_state")
+    for parts, plan in ((asked(environment="recorded"), forked), (Asked(), Plan("stitch"))):
+        assert trees(await on_ray(cluster, store, parts, plan, workers=1)) == trees(await in_process(parts, plan))
+
+
+async def test_a_model_on_a_server_is_asked_by_the_workers_and_kept_trees_are_sent(notes, cluster, store):
+    with Loopback(default=answer) as server:
+        parts, plan = Asked("openai:m", "moves:World", ("outcome",), base_url=server.base_url), Plan("best_of_n", {"n": 2}, fork="start")
+        made = await on_ray(cluster, store, parts, plan, workers=2)
+        assert sum(one.tally.get("calls", 0) for one in made.values()) == server.served["calls"]
+        assert trees(made) == trees(await in_process(parts, plan))
+        asked_for = server.served["calls"]
+        store.put_search(made["t0-bbaaaa"].records[0])
+        again = await on_ray(cluster, store, parts, plan, workers=1)
+        assert [one.held for one in again.values()].count(True) == 1
+        assert server.served["calls"] == asked_for
+
+
+async def test_a_local_model_is_an_actor_that_the_workers_ask(notes, cluster, store):
+    from tests.front.conftest import logged as ledger_run
+
+    traces = [replace(logged("t"), trajectory=ledger_run("train-0001"), task="train-0001")]
+    parts = Asked(f"transformers:{MODEL}", "counterplay.examples.ledger.world:Ledger", ("outcome",), max_tokens=48)
+    plan = Plan("best_of_n", {"n": 2}, fork="2", trace_budget="model_calls=6")
+    with Store.open(":memory:") as ledger:
+        ledger.ingest(traces)
+        crew = RayCrew(ledger, parts, plan, address=cluster.address, workers=1)
+        assert {part: len(hosts) for part, hosts in crew.hosts.items()} == {"policy": 1}
+        made = await worked(crew, works(ledger, parts, plan))
+    wanted = await in_process(parts, plan, traces)
+    assert {one.state for one in made.values()} == {"done"}
+    assert {unit: [record.id for record in one.records] for unit, one in made.items()} == {
+        unit: [record.id for record in one.records] for unit, one in wanted.items()
+    }
+    assert told(made) == told(wanted)
+
+
+def told(made):
+    """What a model said in every tree."""
+    return {unit: [(n.parent, n.step and n.step.action.wire) for r in one.records for n in r.nodes] for unit, one in made.items()}
+
+
+async def test_what_cannot_begin_is_told(notes, cluster, store):
+    wrong = asked(policy="game_parts:nobody")
+    with pytest.raises(UserError, match="has no 'nobody'"):
+        await on_ray(cluster, store, wrong, MCTS, workers=1)
+    with pytest.raises(UserError, match="got actors for 'policies'; wanted policy or verifier"):
+        RayCrew(store, asked(), MCTS, actors={"policies": 1})
+    with pytest.raises(UserError, match="got actors for the policy game_parts:policy"):
+        RayCrew(store, asked(), MCTS, actors={"policy": 1})

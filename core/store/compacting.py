@@ -6,9 +6,7 @@ whoever reads the old file goes on reading it.
 
 from __future__ import annotations
 
-import glob
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ import duckdb
 from duckdb import DuckDBPyConnection
 
 from counterplay.core.errors import StoreError, UserError
-from counterplay.core.store.opening import BLOCK_BYTES, claim, refusal, release
+from counterplay.core.store.opening import BLOCK_BYTES, claim, refusal, release, remove, sweep
 from counterplay.core.store.schema import bring_up
 from counterplay.core.store.store import Store
 
@@ -34,7 +32,9 @@ CREATE TEMP TABLE kept_trajectory AS SELECT number, toolset FROM trajectory WHER
     OR trace_number IS NULL AND coalesce(search, '') NOT IN (SELECT id FROM gone_search);
 CREATE TEMP TABLE kept_node AS SELECT DISTINCT node AS id FROM path WHERE trajectory IN (SELECT number FROM kept_trajectory)
     UNION SELECT unnest(messages) FROM search_node WHERE search NOT IN (SELECT number FROM gone_search);
-CREATE TEMP TABLE gone_scope AS SELECT unnest(['search/' || id, 'localise/' || id]) AS scope FROM old_trace;
+CREATE TEMP TABLE kept_job AS SELECT number FROM job WHERE coalesce(ended_us >= (SELECT before_us FROM bounds), true);
+CREATE TEMP TABLE gone_scope AS SELECT unnest(['search/' || id, 'localise/' || id]) AS scope FROM old_trace
+    UNION ALL SELECT 'job/' || id FROM job WHERE number NOT IN (SELECT number FROM kept_job);
 """
 _KEPT = {
     "trace": "number IN (SELECT number FROM kept_trace)",
@@ -49,6 +49,9 @@ _KEPT = {
     "toolset": "id IN (SELECT toolset FROM kept_trajectory)",
     "score": "key NOT IN (SELECT key FROM old.node WHERE id NOT IN (SELECT id FROM kept_node))",
     "journal": "scope NOT IN (SELECT scope FROM gone_scope)",
+    "journal_range": "scope NOT IN (SELECT scope FROM gone_scope)",
+    "job": "number IN (SELECT number FROM kept_job)",
+    "unit": "job IN (SELECT number FROM kept_job) AND NOT list_has_any(traces, (SELECT coalesce(list(id), []) FROM old_trace))",
     "quarantine": "at_us >= (SELECT before_us FROM bounds)",
 }
 """Which rows are copied where something is left out; all of the tables that are not named. Nothing kept refers to something that is not."""
@@ -73,7 +76,8 @@ def compact(path: str, *, drop_old_revisions: bool = False, before_us: int | Non
     """Rewrite the store at `path`; an older schema is migrated. `drop_old_revisions` leaves out what later revisions superseded.
 
     `before_us` (microseconds since 1970, UTC) leaves out the traces that ended before it, in all revisions, with everything that was made
-    of them: searches, their branches, journals, scores, and stitched trees of their tasks; and quarantined input of that age.
+    of them: searches, their branches, journals, scores, units of jobs, and stitched trees of their tasks; and jobs that ended before it,
+    and quarantined input of that age.
 
     A kill at any time leaves a good store. Raises StoreError where another process writes to it, or the copy is not equal to it.
     """
@@ -176,30 +180,10 @@ def _quoted(path: str) -> str:
 @contextmanager
 def _draft_of(path: str) -> Iterator[str]:
     """A name beside `path` for the copy. What compactions that were killed left behind is removed."""
-    for leftover in Path(path).resolve().parent.glob(f"{glob.escape(Path(path).name)}.*.compact*"):
-        pid = leftover.name.removeprefix(f"{Path(path).name}.").partition(".")[0]
-        if pid.isdecimal() and not _alive(int(pid)):
-            _remove(leftover)
+    sweep(path)
     draft = f"{path}.{os.getpid()}.compact"
     try:
         yield draft
     finally:
         for leftover in (Path(draft), Path(f"{draft}.wal"), Path(f"{draft}.tmp")):
-            _remove(leftover)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _remove(leftover: Path) -> None:
-    if leftover.is_dir():
-        shutil.rmtree(leftover, ignore_errors=True)
-    else:
-        leftover.unlink(missing_ok=True)
+            remove(leftover)

@@ -18,7 +18,8 @@ class Content:
     """The content of one batch. Add drafts, `store` them inside a transaction, then ask for ids."""
 
     def __init__(self) -> None:
-        self._messages: dict[str, tuple[str, str, Facts]] = {}
+        self._messages: dict[str, tuple[str, str]] = {}
+        self._facts: dict[str, Facts] = {}
         self._toolsets: dict[tuple[str, str], tuple[ToolSpec, ...]] = {}
         self._ids: dict[str, int] = {}
         self._toolset_ids: dict[tuple[str, str], int] = {}
@@ -33,7 +34,7 @@ class Content:
         """Add messages whose keys are `keys`, the first of which follows `parent`."""
         for wire, key in zip(wires, keys, strict=True):
             if key not in self._messages:
-                self._messages[key] = (parent, wire, Facts.of(wire))
+                self._messages[key] = (parent, wire)
             parent = key
 
     def store(self, connection: DuckDBPyConnection) -> None:
@@ -46,7 +47,13 @@ class Content:
         return self._ids[key]
 
     def reuses_call_ids(self, draft: Draft) -> bool:
-        return reuses_call_ids(self._messages[key][2] for key in draft.keys)
+        return reuses_call_ids(map(self._facts_of, draft.keys))
+
+    def _facts_of(self, key: str) -> Facts:
+        facts = self._facts.get(key)
+        if facts is None:
+            facts = self._facts[key] = Facts.of(self._messages[key][1])
+        return facts
 
     def toolset_id(self, draft: Draft) -> int:
         return self._toolset_ids[draft.trajectory.root_key, draft.effects]
@@ -79,13 +86,13 @@ class Content:
 
     def _node_columns(self, keys: Sequence[str]) -> Columns:
         roots = {key: found for (key, _), found in self._toolset_ids.items()}
-        rows = [self._messages[key] for key in keys]
+        rows, facts = [self._messages[key] for key in keys], list(map(self._facts_of, keys))
         return {
-            "parent": [self._ids.get(parent) or roots[parent] for parent, _, _ in rows],
-            "bytes": [len(wire) if wire.isascii() else len(wire.encode()) for _, wire, _ in rows],
-            "wire": [wire for _, wire, _ in rows],
-            "role": [facts.role for _, _, facts in rows],
-            "tools": [facts.tools for _, _, facts in rows],
+            "parent": [self._ids.get(parent) or roots[parent] for parent, _ in rows],
+            "bytes": [len(wire) if wire.isascii() else len(wire.encode()) for _, wire in rows],
+            "wire": [wire for _, wire in rows],
+            "role": [each.role for each in facts],
+            "tools": [each.tools for each in facts],
         }
 
 

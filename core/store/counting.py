@@ -35,6 +35,8 @@ _COUNTS = """SELECT (SELECT count(*) FROM trace) AS revisions, (SELECT count(*) 
     (SELECT count(*) FROM search_node) AS search_nodes, (SELECT count(*) FROM score) AS scores,
     (SELECT count(*) FROM trajectory WHERE kind = 'counterfactual') AS counterfactuals"""
 
+_WATERMARKS = f"SELECT source, value FROM watermark WHERE NOT starts_with(source, '{marks.READ}') ORDER BY source"  # noqa: S608  a word of our own
+
 _COVERAGE = ("full", "stitched", "partial", "none")
 _HELD = {"traces": "c.* FROM trace c", "calls": "k.* FROM call k JOIN trace c ON c.number = k.trace_number"}
 _COVERED = ", ".join(f"count(*) FILTER ({side} = '{word}') AS {side}_{word}" for side in ("inputs", "outputs") for word in _COVERAGE)
@@ -59,7 +61,8 @@ _PLACES = (
 
 SUCCEEDED = "coalesce(success, reward >= 1)"
 """SQL for `Outcome.succeeded`."""
-_OUTCOME = f"CASE WHEN {SUCCEEDED} THEN 'success' WHEN NOT {SUCCEEDED} THEN 'failed' ELSE 'unknown' END"
+OUTCOME = f"CASE WHEN {SUCCEEDED} THEN 'success' WHEN NOT {SUCCEEDED} THEN 'failed' ELSE 'unknown' END"
+"""SQL for success, failed or unknown."""
 
 
 def stats(connection: DuckDBPyConnection, path: str, journal: int) -> Stats:
@@ -67,7 +70,7 @@ def stats(connection: DuckDBPyConnection, path: str, journal: int) -> Stats:
     for query in (_TOTALS, _SIZES, _COUNTS):
         numbers |= records(connection, query)[0]
     traces = "trace WHERE current"
-    outcomes = {"success": 0, "failed": 0, "unknown": 0, **_tally(connection, _OUTCOME, traces)}
+    outcomes = {"success": 0, "failed": 0, "unknown": 0, **_tally(connection, OUTCOME, traces)}
     graded = {Grade(grade).name.lower(): count for grade, count in _tally(connection, "grade", "trajectory WHERE kind <> 'fork'").items()}
     quarantined = _quarantined(connection)
     files = [file for file in (Path(path), Path(f"{path}.wal"), Path(f"{path}.journal")) if file.exists()]
@@ -86,7 +89,7 @@ def stats(connection: DuckDBPyConnection, path: str, journal: int) -> Stats:
         notes=_tally(connection, "note", "(SELECT unnest(notes) AS note FROM trace WHERE current)"),
         logged_scores=tuple(LoggedScores(**row) for row in records(connection, _LOGGED_SCORES)),
         redactions=marks.redactions(connection),
-        watermarks={row["source"]: row["value"] for row in records(connection, "SELECT source, value FROM watermark ORDER BY source")},
+        watermarks={row["source"]: row["value"] for row in records(connection, _WATERMARKS)},
     )
 
 

@@ -25,14 +25,14 @@ from counterplay.core.nouns import (
     Trajectory,
     Usage,
 )
-from counterplay.core.store.tables import records
+from counterplay.core.store.tables import records, unshelved, within
 
 Fields = Mapping[str, Any]
 
 
 def read_traces(connection: DuckDBPyConnection, numbers: Sequence[int]) -> Iterator[Trace]:
     """The traces with these row numbers, in that order."""
-    contexts = _grouped(_within(connection, "trajectory", "trace_number", numbers, "ordinal"), "trace_number")
+    contexts = _grouped(read_within(connection, "trajectory", "trace_number", numbers, "ordinal"), "trace_number")
     yield from _read(
         connection, numbers, contexts, read_trajectories(connection, [row["number"] for rows in contexts.values() for row in rows])
     )
@@ -40,7 +40,7 @@ def read_traces(connection: DuckDBPyConnection, numbers: Sequence[int]) -> Itera
 
 def read_digested(connection: DuckDBPyConnection, numbers: Sequence[int]) -> Iterator[tuple[Trace, list[str]]]:
     """The traces with empty trajectories, and the digests of these: what the digest of a trace is made of."""
-    contexts = _grouped(_within(connection, "trajectory", "trace_number", numbers, "ordinal"), "trace_number")
+    contexts = _grouped(read_within(connection, "trajectory", "trace_number", numbers, "ordinal"), "trace_number")
     empty = dict.fromkeys((row["number"] for rows in contexts.values() for row in rows), Trajectory())
     for number, trace in zip(numbers, _read(connection, numbers, contexts, empty), strict=True):
         yield trace, [row["digest"].hex for row in contexts[number]]
@@ -49,9 +49,9 @@ def read_digested(connection: DuckDBPyConnection, numbers: Sequence[int]) -> Ite
 def _read(
     connection: DuckDBPyConnection, numbers: Sequence[int], contexts: Mapping[int, Sequence[Fields]], trajectories: Mapping[int, Trajectory]
 ) -> Iterator[Trace]:
-    headers = {row["number"]: row for row in _within(connection, "trace", "number", numbers)}
-    calls = _grouped(_within(connection, "call", "trace_number", numbers, "ordinal"), "trace_number")
-    scores = _grouped(_within(connection, "trace_score", "trace_number", numbers, "ordinal"), "trace_number")
+    headers = {row["number"]: row for row in read_within(connection, "trace", "number", numbers)}
+    calls = _grouped(read_within(connection, "call", "trace_number", numbers, "ordinal"), "trace_number")
+    scores = _grouped(read_within(connection, "trace_score", "trace_number", numbers, "ordinal"), "trace_number")
     for number in numbers:
         parts = [(row, trajectories[row["number"]]) for row in contexts[number]]
         yield _trace(headers[number], parts, calls[number], scores[number])
@@ -59,15 +59,15 @@ def _read(
 
 def read_trajectories(connection: DuckDBPyConnection, numbers: Sequence[int]) -> dict[int, Trajectory]:
     """The trajectories with these row numbers."""
-    rows = _within(connection, "trajectory", "number", numbers)
+    rows = read_within(connection, "trajectory", "number", numbers)
     toolsets = read_toolsets(connection, {row["toolset"] for row in rows})
-    steps = _grouped(_within(connection, "step", "trajectory", numbers, "step"), "trajectory")
+    steps = _grouped(read_within(connection, "step", "trajectory", numbers, "step"), "trajectory")
     messages = _messages(connection, numbers)
     return {n: _trajectory(toolsets[row["toolset"]], messages[n], steps[n]) for row in rows for n in [row["number"]]}
 
 
 def read_toolsets(connection: DuckDBPyConnection, ids: set[int]) -> dict[int, tuple[ToolSpec, ...]]:
-    return {row["id"]: toolset_of(row) for row in _within(connection, "toolset", "id", sorted(ids))}
+    return {row["id"]: toolset_of(row) for row in read_within(connection, "toolset", "id", sorted(ids))}
 
 
 def toolset_of(row: Fields) -> tuple[ToolSpec, ...]:
@@ -88,13 +88,13 @@ def step_of(row: Fields, messages: Sequence[Message]) -> Step:
     )
 
 
-def _within(connection: DuckDBPyConnection, table: str, column: str, values: Sequence[int], order: str = "") -> list[dict[str, Any]]:
-    """Rows of `table` whose `column` is one of `values`. The range lets DuckDB skip whole row groups."""
+def read_within(connection: DuckDBPyConnection, table: str, column: str, values: Sequence[int], order: str = "") -> list[dict[str, Any]]:
+    """Rows of `table` whose `column` is one of `values`."""
     if not values:
         return []
-    query = f"SELECT * FROM {table} WHERE {column} BETWEEN ? AND ? AND {column} IN (SELECT unnest(?))"  # noqa: S608  names of our own
+    query = f"SELECT * FROM {table} WHERE {within(column, values)}"  # noqa: S608  names of our own
     query += f" ORDER BY {column}, {order}" if order else ""
-    return records(connection, query, [min(values), max(values), list(values)])
+    return records(connection, query, [list(values)])
 
 
 def _messages(connection: DuckDBPyConnection, numbers: Sequence[int]) -> dict[int, list[tuple[int | None, Message]]]:
@@ -102,9 +102,8 @@ def _messages(connection: DuckDBPyConnection, numbers: Sequence[int]) -> dict[in
     found: dict[int, list[tuple[int | None, Message]]] = defaultdict(list)
     if not numbers:
         return found
-    query = """SELECT trajectory, step, node FROM path WHERE trajectory BETWEEN ? AND ? AND trajectory IN (SELECT unnest(?))
-        ORDER BY trajectory, depth"""
-    spots = connection.execute(query, [min(numbers), max(numbers), list(numbers)]).fetchall()
+    query = f"SELECT trajectory, step, node FROM path WHERE {within('trajectory', numbers)} ORDER BY trajectory, depth"  # noqa: S608
+    spots = connection.execute(query, [list(numbers)]).fetchall()
     wires = read_messages(connection, {node for _, _, node in spots})
     for trajectory, step, node in spots:
         found[trajectory].append((step, wires[node]))
@@ -114,8 +113,8 @@ def _messages(connection: DuckDBPyConnection, numbers: Sequence[int]) -> dict[in
 def read_messages(connection: DuckDBPyConnection, ids: set[int]) -> dict[int, Message]:
     if not ids:
         return {}
-    query = "SELECT id, wire FROM node WHERE id BETWEEN ? AND ? AND id IN (SELECT unnest(?))"
-    return {row["id"]: Message(row["wire"]) for row in records(connection, query, [min(ids), max(ids), sorted(ids)])}
+    query = f"SELECT id, wire FROM node WHERE {within('id', ids)}"  # noqa: S608  names of our own
+    return {node: Message(unshelved(wire)) for node, wire in connection.execute(query, [list(ids)]).fetchall()}
 
 
 def _trajectory(tools: tuple[ToolSpec, ...], messages: Sequence[tuple[int | None, Message]], steps: Sequence[Fields]) -> Trajectory:

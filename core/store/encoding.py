@@ -32,12 +32,14 @@ class Draft:
     digest: str
 
     @classmethod
-    def of(cls, trajectory: Trajectory) -> Draft:
+    def of(cls, trajectory: Trajectory, known: list[str] | None = None) -> Draft:
+        """`known` are the keys after each message where they are known; None works them out."""
         wires = [message.wire for message in trajectory.prompt]
         for step in trajectory.steps:
             wires += [step.action.wire, *[message.wire for message in step.observations]]
         key = trajectory.root_key
-        keys = [key := chain_key(key, wire) for wire in wires]
+        keys = [key := chain_key(key, wire) for wire in wires] if known is None else known
+        key = keys[-1] if keys else key
         steps, effects = step_columns(trajectory.steps), effects_text(trajectory.tools)
         told = listed([[len(step.observations) for step in trajectory.steps], *steps.values()])
         return cls(trajectory, wires, keys, steps, effects, content_key(key, effects, str(len(trajectory.prompt)), told))

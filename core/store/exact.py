@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from types import NoneType
 from typing import Any
 
 import orjson
@@ -12,7 +13,7 @@ import orjson
 from counterplay.core.canonical import canonical
 from counterplay.core.store.tables import Columns
 
-_SAME = {str, int, bool, type(None)}
+_SAME = {str, int, bool, NoneType}
 
 
 def listed(columns: Sequence[Sequence[Any]]) -> str:
@@ -50,7 +51,7 @@ def _exact(values: Sequence[Any]) -> Sequence[Any]:
         return values
     if kinds <= {float, *_SAME}:
         return [_written(value) if type(value) is float else value for value in values]
-    if kinds == {list} and set(map(type, chain.from_iterable(values))) <= _SAME:
+    if kinds <= {list, NoneType} and set(map(type, chain.from_iterable([value for value in values if value is not None]))) <= _SAME:
         return values
     raise TypeError(kinds)
 

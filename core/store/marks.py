@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from duckdb import DuckDBPyConnection
 
-from counterplay.core.store.tables import records, scalar, shelved
+from counterplay.core.store.tables import Incoming, records, scalar, shelved
 
 _SALT_BYTES = 32
+
+READ = "read "
+"""How the watermark of a single file or object begins, of which there may be very many."""
 
 
 def make_salt(connection: DuckDBPyConnection) -> None:
@@ -31,11 +34,21 @@ def watermark(connection: DuckDBPyConnection, source: str) -> str | None:
     return found[0]["value"] if found else None
 
 
+def watermarks(connection: DuckDBPyConnection, sources: Sequence[str]) -> dict[str, str]:
+    """How far each of `sources` was read; those that never were are left out."""
+    query = "SELECT source, value FROM watermark WHERE source IN (SELECT unnest(?))"
+    return {row["source"]: row["value"] for row in records(connection, query, [[shelved(source) for source in sources]])}
+
+
 def set_watermarks(connection: DuckDBPyConnection, values: Mapping[str, str]) -> None:
-    """Inside the caller's transaction."""
-    for source, value in values.items():
-        connection.execute("DELETE FROM watermark WHERE source = ?", [shelved(source)])
-        connection.execute("INSERT INTO watermark VALUES (?, ?, ?)", [shelved(source), shelved(value), time.time_ns() // 1000])
+    """Inside the caller's transaction; many at once."""
+    if not values:
+        return
+    now = time.time_ns() // 1000
+    rows = [{"source": source, "value": value, "at_us": now} for source, value in values.items()]
+    with Incoming(connection, rows) as incoming:
+        connection.execute(f"DELETE FROM watermark w USING {incoming} i WHERE w.source = i.source")  # noqa: S608  names of our own
+        connection.execute(f"INSERT INTO watermark BY NAME SELECT * FROM {incoming}")  # noqa: S608
 
 
 def add_redactions(connection: DuckDBPyConnection, counts: Mapping[str, int]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
+import shutil
 import textwrap
 import threading
 from collections import Counter
@@ -23,27 +25,39 @@ _CONFIG: dict[str, str | bool | int | float | list[str]] = {"autoinstall_known_e
 BLOCK_BYTES = 65536  # the least that compresses well: every table ends in a block that is partly empty
 _NEW_FILE = {**_CONFIG, "default_block_size": str(BLOCK_BYTES)}
 _PROGRAM = 100
+_LEFT = ("new", "tmp", "compact")
 _HOLDER = re.compile(r"lock is held in (.*?) \(PID (\d+)\)")
+_SIZE = re.compile(r"\d+(\.\d+)?\s*([KMGT]i?B|B)", re.IGNORECASE)
 _writers: set[str] = set()
 _readers: Counter[str] = Counter()
 _guard = threading.Lock()
 
 
-def connect(path: str, *, read_only: bool) -> DuckDBPyConnection:
+def connect(path: str, *, read_only: bool, memory: str | None = None) -> DuckDBPyConnection:
     """Open or create the store at `path`, claimed before, with the newest schema. Raises StoreError or UserError, with nothing changed."""
+    config = _CONFIG if memory is None else {**_CONFIG, **_bounded(path, memory)}
     if path == MEMORY:
-        connection = duckdb.connect(MEMORY, config=_CONFIG)
+        connection = duckdb.connect(MEMORY, config=config)
     else:
         check_file(path, read_only=read_only)
         if not Path(path).exists():
             _create(path)
-        connection = open_file(path, read_only=read_only, config=_CONFIG)
+        connection = open_file(path, read_only=read_only, config=config)
+        if not read_only:
+            sweep(path)
     try:
         migrate(connection, path, read_only=read_only)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _bounded(path: str, memory: str) -> dict[str, str]:
+    """DuckDB's settings for a bound on its memory. What does not fit goes beside the store: there is room there, /tmp may be memory."""
+    if _SIZE.fullmatch(memory.strip()) is None:
+        raise UserError(f"got {memory!r} as memory for the store", 'a size such as "512MB" or "1GB"')
+    return {"memory_limit": memory, **({} if path == MEMORY else {"temp_directory": f"{path}.{os.getpid()}.tmp"})}
 
 
 def claim(path: str, *, read_only: bool) -> None:
@@ -71,6 +85,32 @@ def release(path: str, *, read_only: bool) -> None:
             _readers[name] -= 1
         else:
             _writers.discard(name)
+
+
+def sweep(path: str) -> None:
+    """Remove what processes that were killed left beside the store: drafts of one, and what did not fit into memory."""
+    file = Path(path).resolve()
+    for leftover in file.parent.glob(f"{glob.escape(file.name)}.*"):
+        pid, _, kind = leftover.name.removeprefix(f"{file.name}.").partition(".")
+        if pid.isdecimal() and kind.startswith(_LEFT) and not _alive(int(pid)):
+            remove(leftover)
+
+
+def remove(leftover: Path) -> None:
+    if leftover.is_dir():
+        shutil.rmtree(leftover, ignore_errors=True)
+    else:
+        leftover.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def check_file(path: str, *, read_only: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
 
 from counterplay.core.nouns import Coverage, Grade
 
@@ -13,6 +14,7 @@ class IngestReport:
     """What one `ingest` took in. `tasks`, `succeeded`, `failed` and `unknown` count over everything it was given.
 
     `traces_known` were held already, unchanged; `traces_updated` were held with other content, which is kept beside the new.
+    `files_unchanged` were not read, as they are what they were when they were last read.
     """
 
     traces_added: int = 0
@@ -25,6 +27,7 @@ class IngestReport:
     succeeded: int = 0
     failed: int = 0
     unknown: int = 0
+    files_unchanged: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,3 +197,121 @@ class Stats:
     logged_scores: tuple[LoggedScores, ...] = ()
     redactions: Mapping[str, int] = field(default_factory=dict)
     watermarks: Mapping[str, str] = field(default_factory=dict)
+
+
+UnitState: TypeAlias = Literal["pending", "running", "done", "failed", "skipped", "parked"]
+"""pending: to be claimed, once it is due; running: claimed, under a lease. The others are for good: settled."""
+
+UNIT_STATES: tuple[UnitState, ...] = ("pending", "running", "done", "failed", "skipped", "parked")
+SETTLED: tuple[UnitState, ...] = ("done", "failed", "skipped", "parked")
+
+
+@dataclass(frozen=True, slots=True)
+class JobRow:
+    """A batch job. `spec` is its JSON text; `state` is "running" until `end_job` says otherwise; `ended_us` None until then.
+
+    `number` counts the jobs of a store in the order they were first put.
+    """
+
+    number: int
+    id: str
+    name: str
+    spec: str
+    state: str
+    created_us: int
+    ended_us: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewUnit:
+    """A unit of work to be added to a job: its id, the traces that it is about, and its own limits by kind of budget.
+
+    `state` is pending, or skipped with a `reason` for one that is not to be worked on at all.
+    """
+
+    id: str
+    traces: tuple[str, ...]
+    share: Mapping[str, float] = field(default_factory=dict)
+    state: UnitState = "pending"
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UnitRow:
+    """A unit of work as the store holds it. `number` orders the units of a job as they were added.
+
+    `attempts` counts its claims. `owner` and `lease_until_us` are None where it is not running; `not_before_us` None where it is due at
+    once. `error_class` and `reason` tell of the last attempt, `result` is what it was settled with, `at_us` when its state last changed.
+    """
+
+    job: str
+    number: int
+    id: str
+    traces: tuple[str, ...]
+    share: Mapping[str, float]
+    state: UnitState
+    attempts: int
+    owner: str | None
+    lease_until_us: int | None
+    not_before_us: int | None
+    error_class: str
+    reason: str
+    result: Mapping[str, Any]
+    at_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a claimed unit came to: done, failed, skipped or parked for good, or pending once more, not before `not_before_us`.
+
+    `result` are values of JSON.
+    """
+
+    id: str
+    state: UnitState = "done"
+    reason: str = ""
+    error_class: str = ""
+    result: Mapping[str, Any] = field(default_factory=dict)
+    not_before_us: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which traces a job is about; what is None or empty leaves nothing out, and all that is given has to hold.
+
+    `outcome` is success, failed or unknown, or several of them. `tags`: traces that have all of these. `cost_above_usd` leaves out traces
+    without a price, `steps_above` counts the main trajectory's. Times are of the trace's start, or of its end where the start is not known,
+    microseconds since 1970, UTC: from `since_us` on, before `until_us`; traces without a time are left out where one is given.
+    `sample` is a share in (0, 1] of all trace ids, drawn by `seed` and the id alone: it stays as it is when the store grows. `limit`
+    keeps the first of what is left, in order of trace id.
+    """
+
+    outcome: tuple[str, ...] = ()
+    agents: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ()
+    cost_above_usd: float | None = None
+    steps_above: int | None = None
+    since_us: int | None = None
+    until_us: int | None = None
+    sample: float | None = None
+    seed: int = 0
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LightRow:
+    """The little of a trace that a plan is made of; None means not known. `succeeded` is `Outcome.succeeded`."""
+
+    id: str
+    task: str | None
+    agent: str | None
+    steps: int
+    calls: int
+    reward: float | None
+    success: bool | None
+    succeeded: bool | None
+    input_tokens: int
+    output_tokens: int
+    cost_usd: float | None

@@ -115,6 +115,20 @@ CREATE TABLE redaction (kind VARCHAR NOT NULL, count BIGINT NOT NULL);
 
 THIRD = "ALTER TABLE call ADD COLUMN token_ids BIGINT[]"
 
+# No index: numbers are handed out in order, so that the range of a row group says whether it is worth a look. `journal_range` says
+# which numbers the entries of a scope are among.
+FOURTH = """
+CREATE TYPE unit_state AS ENUM ('pending', 'running', 'done', 'failed', 'skipped', 'parked');
+CREATE TABLE job (number BIGINT NOT NULL, id VARCHAR NOT NULL, name VARCHAR NOT NULL, spec VARCHAR NOT NULL, state VARCHAR NOT NULL,
+    created_us BIGINT NOT NULL, ended_us BIGINT);
+CREATE TABLE unit (number BIGINT NOT NULL, job BIGINT NOT NULL, id VARCHAR NOT NULL, traces VARCHAR[] NOT NULL, share VARCHAR NOT NULL,
+    state unit_state NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, owner VARCHAR, lease_until_us BIGINT, not_before_us BIGINT,
+    error_class VARCHAR NOT NULL DEFAULT '', reason VARCHAR NOT NULL DEFAULT '', result VARCHAR NOT NULL DEFAULT '{}',
+    at_us BIGINT NOT NULL);
+CREATE TABLE journal_range (scope VARCHAR NOT NULL, low BIGINT NOT NULL, high BIGINT NOT NULL);
+INSERT INTO journal_range SELECT scope, min(number), max(number) FROM journal GROUP BY scope;
+"""
+
 
 @dataclass(frozen=True)
 class Migration:
@@ -128,6 +142,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration(FIRST),
     Migration(SECOND, "SELECT DISTINCT trace_number FROM trace_score ORDER BY ALL"),
     Migration(THIRD),
+    Migration(FOURTH),
 )
 """Entry n brings a store from version n to n + 1. Entries are only ever added; those of a released version never change."""
 

@@ -3,83 +3,41 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
+from array import array
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from types import EllipsisType, TracebackType
-from typing import Any, Self
+from types import EllipsisType, MappingProxyType
+from typing import Any
 
 import duckdb
-from duckdb import DuckDBPyConnection
 
 from counterplay.core import journal as core_journal
-from counterplay.core.errors import StoreError, UserError
+from counterplay.core.errors import StoreError
 from counterplay.core.nouns import Grade, Trace, Trajectory
-from counterplay.core.records import Rejected, SearchRecord
-from counterplay.core.store import counting, marks, opening, searches, verifying
+from counterplay.core.records import Rejected
+from counterplay.core.store import counting, marks, verifying
 from counterplay.core.store.decoding import read_traces, read_trajectories
-from counterplay.core.store.journal import JournalFile, StoreJournal
-from counterplay.core.store.parquet import write_parquet
-from counterplay.core.store.rows import IngestReport, Problem, ScoreRow, SearchRow, Stats, TraceRow, TrajectoryRow
-from counterplay.core.store.tables import Incoming, hex_key, records, shelved, transaction
+from counterplay.core.store.jobs import StoreJobs
+from counterplay.core.store.journal import StoreJournal
+from counterplay.core.store.ledger import StoreLedger
+from counterplay.core.store.parquet import Partition, write_parquet, write_partitions
+from counterplay.core.store.rows import IngestReport, Problem, ScoreRow, Stats, TraceRow, TrajectoryRow
+from counterplay.core.store.searching import StoreSearches
+from counterplay.core.store.selecting import StoreSelecting
+from counterplay.core.store.tables import Incoming, hex_key, shelved
 from counterplay.core.store.writing import Ingest
 
+_PAGE = 65536
 _TRACE_COLUMNS = """id, task, session, agent, format AS source, uri, trajectories, steps, messages, calls, reward, success, input_tokens,
     output_tokens, cost_usd, grade, inputs, started_at_us"""
 _TRAJECTORY_COLUMNS = """id, kind, coalesce(trace, forked_from) AS trace, fork_step, search, search_node, steps, reward, grade,
     replace(tip::VARCHAR, '-', '') AS tip"""
-_CLOSE = 3
 
 
-class Store:
+class Store(StoreJobs, StoreLedger, StoreSearches, StoreSelecting):
     """Open with `Store.open`, close with `close` or a `with` block. Every method may be called from any thread."""
-
-    def __init__(self, connection: DuckDBPyConnection, path: str, *, read_only: bool) -> None:
-        self.path, self.read_only = path, read_only
-        self._connection, self._write_lock = connection, threading.RLock()
-        side_file = None if path == opening.MEMORY else f"{path}.journal"
-        self._journal = JournalFile(connection, side_file, read_only=read_only)
-
-    @classmethod
-    def open(cls, path: str | os.PathLike[str], *, read_only: bool = False) -> Self:
-        """Open the store at `path`, or create it; `:memory:` is a store without a file. An older schema is migrated.
-
-        Raises StoreError where another process has it, or it is damaged, newer, or no store; UserError where the path can't be one.
-        """
-        name = os.fspath(path)
-        opening.claim(name, read_only=read_only)
-        try:
-            connection = opening.connect(name, read_only=read_only)
-            try:
-                return cls(connection, name, read_only=read_only)
-            except BaseException:
-                connection.close()
-                raise
-        except BaseException:
-            opening.release(name, read_only=read_only)
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Fold the journal in and let go of the file. Closing twice is harmless."""
-        with self._write_lock:
-            if self._closed:
-                return
-            self._closed = True
-            try:
-                self._journal.close()
-            finally:
-                self._connection.close()
-                opening.release(self.path, read_only=self.read_only)
-
-    _closed = False
 
     def ingest(self, items: Iterable[Trace | Rejected], *, batch: int = 256, watermarks: Mapping[str, str] | None = None) -> IngestReport:
         """Take in traces and rejected input, `batch` at a time (fewer where they are large), each batch whole or not at all.
@@ -90,7 +48,7 @@ class Store:
         """
         self._check_writable()
         with self._write_lock:
-            return Ingest(self._connection, batch).run(items, {} if watermarks is None else watermarks)
+            return Ingest(self._connection, batch, self.transaction).run(items, {} if watermarks is None else watermarks)
 
     @property
     def salt(self) -> bytes:
@@ -101,10 +59,17 @@ class Store:
         """How far the live source `source` was read, in its own words; None where it never was."""
         return marks.watermark(self._connection.cursor(), source)
 
+    def watermarks(self, sources: Sequence[str]) -> dict[str, str]:
+        """How far each of `sources` was read; those that never were are left out."""
+        return marks.watermarks(self._connection.cursor(), sources)
+
     def set_watermark(self, source: str, value: str) -> None:
-        self._check_writable()
-        with self._write_lock, transaction(self._connection):
-            marks.set_watermarks(self._connection, {source: value})
+        self.set_watermarks({source: value})
+
+    def set_watermarks(self, values: Mapping[str, str]) -> None:
+        """How far each of many live sources was read, all in one transaction."""
+        with self.transaction():
+            marks.set_watermarks(self._connection, values)
 
     def redactions(self) -> dict[str, int]:
         """How many values of each kind were replaced when traces were taken in; empty where none was."""
@@ -112,8 +77,7 @@ class Store:
 
     def count_redactions(self, counts: Mapping[str, int]) -> None:
         """Add to the numbers of secrets and personal data that were replaced, by kind."""
-        self._check_writable()
-        with self._write_lock, transaction(self._connection):
+        with self.transaction():
             marks.add_redactions(self._connection, counts)
 
     def traces(
@@ -144,14 +108,31 @@ class Store:
         """The trace as it was ingested (its current revision). Raises UserError with the closest ids where it is not held."""
         return next(self.load([trace_id]))
 
-    def load(self, trace_ids: Iterable[str] | None = None, *, batch: int = 64) -> Iterator[Trace]:
-        """Traces in the order asked for, None for all in the order of ingest; `batch` at a time in memory."""
+    def load(self, trace_ids: Iterable[str] | None = None, *, batch: int = 128) -> Iterator[Trace]:
+        """Traces in the order asked for, None for all that are held now in the order of ingest; `batch` at a time in memory.
+
+        Raises UserError with the closest ids where one is not held: before the first, but at its batch where `trace_ids` is an iterator.
+        """
         if trace_ids is None:
-            found = [row["number"] for row in self._records("SELECT number FROM trace WHERE current ORDER BY number")]
+            yield from self._read_traces(self._current(), batch)
+        elif isinstance(trace_ids, Collection):
+            yield from self._read_traces(self._numbers("trace", list(trace_ids)), batch)
         else:
-            found = self._numbers(list(trace_ids))
-        for start in range(0, len(found), batch):
-            yield from read_traces(self._connection.cursor(), found[start : start + batch])
+            remaining = iter(trace_ids)
+            while ids := list(islice(remaining, batch)):
+                yield from self._read_traces(self._numbers("trace", ids), batch)
+
+    def _read_traces(self, numbers: Sequence[int], batch: int) -> Iterator[Trace]:
+        for start in range(0, len(numbers), batch):
+            yield from read_traces(self._connection.cursor(), numbers[start : start + batch])
+
+    def _current(self) -> array[int]:
+        """The numbers of all traces, eight bytes each."""
+        found = array("q")
+        rows = self._connection.cursor().execute("SELECT number FROM trace WHERE current ORDER BY number")
+        while page := rows.fetchmany(_PAGE):
+            found.extend(number for (number,) in page)
+        return found
 
     def revisions(self, trace_id: str) -> list[Trace]:
         """Every content this trace id was ever ingested with, oldest first. Raises UserError where there is none."""
@@ -191,27 +172,6 @@ class Store:
         query = "SELECT uri, reason, line, byte_offset, raw FROM quarantine ORDER BY uri, byte_offset, line, reason"
         return [Rejected(**row) for row in self._records(query if limit is None else f"{query} LIMIT {int(limit)}")]
 
-    def put_search(self, record: SearchRecord) -> bool:
-        """Write a search, or replace in one transaction what was held under its id. False where exactly this is held already."""
-        self._check_writable()
-        with self._write_lock, transaction(self._connection):
-            return searches.put_search(self._connection, record)
-
-    def search(self, search_id: str) -> SearchRecord:
-        """The search as it was put. Raises UserError with the closest ids where it is not held."""
-        rows = self._records("SELECT number FROM search WHERE id = ?", [shelved(search_id)])
-        if not rows:
-            raise self._unknown("search", search_id)
-        return searches.read_search(self._connection.cursor(), rows[0]["number"])
-
-    def searches(self, *, trace: str | None = None, task: str | None = None, algorithm: str | None = None) -> list[SearchRow]:
-        wanted = {"trace": trace, "task": task, "algorithm": algorithm}
-        given = {name: shelved(value) for name, value in wanted.items() if value is not None}
-        where = " AND ".join(["true", *(f"{name} = ?" for name in given)])
-        columns = "id, algorithm, trace, task, fork_step, stopped, nodes, finished"
-        query = f"SELECT {columns} FROM search WHERE {where} ORDER BY number"  # noqa: S608  names of our own
-        return [SearchRow(**row) for row in self._records(query, list(given.values()))]
-
     def put_scores(self, scores: Iterable[ScoreRow]) -> int:
         """Write verifier opinions, one for each (key, verifier, version); a later one replaces an earlier. Returns how many."""
         self._check_writable()
@@ -220,7 +180,7 @@ class Store:
         if not rows:
             return 0
         same = "s.key = i.key::UUID AND s.verifier = i.verifier AND s.version = i.version"
-        with self._write_lock, transaction(self._connection), Incoming(self._connection, list(rows.values())) as incoming:
+        with self.transaction(), Incoming(self._connection, list(rows.values())) as incoming:
             self._connection.execute(f"DELETE FROM score s USING {incoming} i WHERE {same}")  # noqa: S608
             self._connection.execute(f"INSERT INTO score BY NAME SELECT * FROM {incoming}")  # noqa: S608
         return len(rows)
@@ -238,6 +198,20 @@ class Store:
         """The persistent journal, by scope; equal scopes share entries. A `put` has outlived the process before it returns."""
         return StoreJournal(self._journal, scope)
 
+    def journal_entries(self, scopes: Collection[str]) -> Iterator[tuple[str, str, str, str]]:
+        """Everything that the journal knows in these scopes: scope, key, kind, answer. One question for many scopes is one look."""
+        return self._journal.entries(scopes)
+
+    def fold_spool(self, path: str | os.PathLike[str]) -> int:
+        """Take in the journal entries that another process wrote to a file of its own; returns how many said something new.
+
+        A line is what the journal's own file has: [scope, key, kind, answer, microseconds]. Of two answers to one question the later given
+        counts, so that a file may be taken in again, and in any order. A last line without its end is left for the next time. On return
+        the entries outlive the process; the file is left as it is. Raises StoreError where it can't be read.
+        """
+        self._check_writable()
+        return self._journal.take_in(os.fspath(path))
+
     def stats(self) -> Stats:
         return counting.stats(self._connection.cursor(), self.path, len(self._journal))
 
@@ -247,6 +221,18 @@ class Store:
             return write_parquet(self._connection.cursor(), Path(folder))
         except (duckdb.Error, OSError) as error:
             raise StoreError(f"Parquet files can't be written to {os.fspath(folder)}: {str(error).splitlines()[0]}") from error
+
+    def write_partitions(
+        self, drafts: str | os.PathLike[str], by: str, *, held: Mapping[str, str] = MappingProxyType({})
+    ) -> Iterator[list[Partition]]:
+        """The views in partitions by date, month or bucket (of tasks), some at a time, as drafts that go when the next are asked for.
+
+        `held` names digests of partitions that are not written again. Raises UserError on another `by`, StoreError where it can't write.
+        """
+        try:
+            yield from write_partitions(self._connection.cursor(), Path(drafts), by, held=held)
+        except (duckdb.Error, OSError) as error:
+            raise StoreError(f"Parquet files can't be written to {os.fspath(drafts)}: {str(error).splitlines()[0]}") from error
 
     def verify(self) -> list[Problem]:
         """Re-derive every key, check every path, call and search, re-assemble every trace. Empty where all is as it was written."""
@@ -258,27 +244,6 @@ class Store:
     def content_digest(self) -> str:
         """32 hex digits that two stores share exactly if they hold the same traces, searches, scores and rejected input."""
         return counting.content_digest(self._connection.cursor())
-
-    def _records(self, query: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
-        return records(self._connection.cursor(), query, parameters)
-
-    def _numbers(self, trace_ids: list[str]) -> list[int]:
-        query = "SELECT id, number FROM trace WHERE current AND id IN (SELECT unnest(?))"
-        found = {row["id"]: row["number"] for row in self._records(query, [[shelved(name) for name in trace_ids]])}
-        missing = next((name for name in trace_ids if name not in found), None)
-        if missing is not None:
-            raise self._unknown("trace", missing)
-        return [found[name] for name in trace_ids]
-
-    def _unknown(self, table: str, name: str) -> UserError:
-        ids = [row["id"] for row in self._records(f"SELECT DISTINCT id FROM {table} ORDER BY id LIMIT 100000")]  # noqa: S608
-        close = get_close_matches(name, ids, _CLOSE, 0.5) or ids[:_CLOSE]
-        wanted = f"one of the {len(ids)} held" if ids else f"a store that holds one; this one has no {table}"
-        return UserError(f"no {table} {name!r} in {self.path}", wanted, f"Close: {', '.join(close)}." if close else "Ingest logs first.")
-
-    def _check_writable(self) -> None:
-        if self.read_only:
-            raise StoreError(f"store {self.path} is open read-only", "one open for writing", "Open it without read_only.")
 
 
 def _fields(score: ScoreRow) -> dict[str, Any]:

@@ -6,9 +6,9 @@ Many rows move as columns: a name and a list of values each, in place of a dict 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from itertools import chain
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 import duckdb
@@ -18,6 +18,7 @@ from counterplay.core.canonical import loads
 from counterplay.core.errors import StoreError
 
 _ESCAPE = "json:"
+_GAP, _RANGES = 8192, 31
 _VARIANT = {"trace": "attributes", "call": "attributes", "search": "attributes"}
 
 Row = Mapping[str, Any]
@@ -97,9 +98,9 @@ def _rollback(connection: DuckDBPyConnection) -> None:
         connection.rollback()
 
 
-def records(connection: DuckDBPyConnection, query: str, parameters: Iterable[Any] = ()) -> list[dict[str, Any]]:
-    """The rows of a query as dicts, text unshelved."""
-    cursor = connection.execute(query, list(parameters))
+def records(connection: DuckDBPyConnection, query: str, parameters: Iterable[Any] | Mapping[str, Any] = ()) -> list[dict[str, Any]]:
+    """The rows of a query as dicts, text unshelved. `parameters` are values in order, or by name."""
+    cursor = connection.execute(query, parameters if isinstance(parameters, Mapping) else list(parameters))
     names = [column[0] for column in cursor.description or ()]
     return [{name: _unshelve(value) for name, value in zip(names, row, strict=True)} for row in cursor.fetchall()]
 
@@ -107,6 +108,26 @@ def records(connection: DuckDBPyConnection, query: str, parameters: Iterable[Any
 def scalar(connection: DuckDBPyConnection, query: str, parameters: Iterable[Any] = ()) -> Any:
     """The single value of a query. The result is read to its end: DuckDB refuses other work on a connection before that."""
     return connection.execute(query, list(parameters)).fetchall()[0][0]
+
+
+def within(column: str, values: Collection[int]) -> str:
+    """SQL for `column` being one of `values`, which are its parameter. Their ranges let DuckDB skip whole row groups."""
+    return f"{spans(column, [(value, value) for value in values])} AND {column} IN (SELECT unnest(?))"
+
+
+def spans(column: str, ranges: Iterable[tuple[int, int]]) -> str:
+    """SQL for `column` being in one of the ranges, or in one of the narrower gaps between them: it names a few ranges only."""
+    ordered = sorted(ranges)
+    reached = list(accumulate((high for _, high in ordered), max))
+    gaps = [i for i in range(1, len(ordered)) if ordered[i][0] - reached[i - 1] > _GAP]
+    widest = sorted(gaps, key=lambda i: reached[i - 1] - ordered[i][0])[:_RANGES]
+    ends = [0, *sorted(widest), len(ordered)] if ordered else []
+    told = [f"{column} BETWEEN {ordered[low][0]:d} AND {reached[high - 1]:d}" for low, high in pairwise(ends)]
+    return f"({' OR '.join(told) or 'false'})"
+
+
+def next_number(connection: DuckDBPyConnection, table: str) -> int:
+    return int(scalar(connection, f"SELECT coalesce(max(number), 0) + 1 FROM {table}"))  # noqa: S608  names of our own
 
 
 def hex_key(column: str) -> str:

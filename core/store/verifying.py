@@ -13,13 +13,15 @@ from counterplay.core.store.checks import CHECKS
 from counterplay.core.store.content import Facts, reuses_call_ids
 from counterplay.core.store.decoding import read_traces, read_trajectories, toolset_of
 from counterplay.core.store.encoding import Draft, TraceDraft, effects_text, summary_row
+from counterplay.core.store.reading_searches import read_searches
 from counterplay.core.store.rows import Problem
-from counterplay.core.store.searches import read_search, search_digest
+from counterplay.core.store.searches import search_digest
 from counterplay.core.store.tables import hex_key, records
 
 T = TypeVar("T")
 _CHUNK = 4096
 _BATCH = 128
+_SEARCHES = 32
 
 
 def verify(connection: DuckDBPyConnection) -> Iterator[Problem]:
@@ -30,7 +32,7 @@ def verify(connection: DuckDBPyConnection) -> Iterator[Problem]:
         yield from (Problem(table, row["id"], row["what"]) for row in records(connection, query))
     yield from _each(connection, "trajectory", _BATCH, _trajectories)
     yield from _each(connection, "trace", _BATCH, _traces)
-    yield from _each(connection, "search", 1, _searches)
+    yield from _each(connection, "search", _SEARCHES, _searches)
 
 
 def _toolsets(connection: DuckDBPyConnection) -> Iterator[Problem]:
@@ -87,14 +89,16 @@ def _traces(connection: DuckDBPyConnection, rows: Sequence[dict[str, Any]]) -> I
 
 
 def _searches(connection: DuckDBPyConnection, rows: Sequence[dict[str, Any]]) -> Iterator[Problem]:
+    found = _bulk(lambda numbers: dict(zip(numbers, read_searches(connection, numbers), strict=True)), [row["number"] for row in rows])
     for row in rows:
         try:
-            record = read_search(connection, row["number"])
-            same = search_digest(record) == row["digest"]
+            record = found(row["number"])
+            same = not isinstance(record, Exception) and search_digest(record) == row["digest"]
         except (LookupError, ValueError, TypeError) as error:
-            yield Problem("search", row["id"], f"can't be re-assembled: {_said(error)}")
-            continue
-        if not same:
+            record = error
+        if isinstance(record, Exception):
+            yield Problem("search", row["id"], f"can't be re-assembled: {_said(record)}")
+        elif not same:
             yield Problem("search", row["id"], "re-assembled, it is not what was written")
 
 

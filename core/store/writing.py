@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import Any
 
@@ -23,7 +24,7 @@ from counterplay.core.store.content import Content, trajectory_parts
 from counterplay.core.store.encoding import TraceDraft, score_row, sub_row, summary_row
 from counterplay.core.store.marks import set_watermarks
 from counterplay.core.store.rows import IngestReport
-from counterplay.core.store.tables import Columns, Incoming, hex_key, insert, merged, records, scalar, shelved, single, transaction
+from counterplay.core.store.tables import Columns, Incoming, hex_key, insert, merged, next_number, records, scalar, shelved, single
 
 _BATCH_BYTES = 32 << 20
 _NONE: Mapping[str, str] = MappingProxyType({})
@@ -32,8 +33,8 @@ _NONE: Mapping[str, str] = MappingProxyType({})
 class Ingest:
     """One run of `Store.ingest`: collects a batch, writes it, counts."""
 
-    def __init__(self, connection: DuckDBPyConnection, batch: int) -> None:
-        self._connection, self._batch = connection, batch
+    def __init__(self, connection: DuckDBPyConnection, batch: int, transaction: Callable[[], AbstractContextManager[None]]) -> None:
+        self._connection, self._batch, self._transaction = connection, batch, transaction
         self._drafts: dict[str, TraceDraft] = {}
         self._rejected: dict[tuple[Any, ...], Rejected] = {}
         self._bytes = 0
@@ -71,7 +72,7 @@ class Ingest:
         self._drafts, self._rejected, self._bytes = {}, {}, 0
         if not (drafts or rejected or watermarks):
             return
-        with uncollected(), transaction(self._connection):
+        with uncollected(), self._transaction():
             counts = write_drafts(self._connection, drafts) + write_rejected(self._connection, rejected)
             set_watermarks(self._connection, watermarks)
         self._counts += counts
@@ -114,10 +115,6 @@ def write_rejected(connection: DuckDBPyConnection, rejected: list[Rejected]) -> 
             AND q.line IS NOT DISTINCT FROM i.line AND q.byte_offset = i.byte_offset AND q.reason = i.reason"""  # noqa: S608
         added = scalar(connection, query)
     return Counter(rejected_added=added, rejected_known=len(rejected) - added)
-
-
-def next_number(connection: DuckDBPyConnection, table: str) -> int:
-    return int(scalar(connection, f"SELECT coalesce(max(number), 0) + 1 FROM {table}"))  # noqa: S608  names of our own
 
 
 def _identity(item: Rejected) -> tuple[Any, ...]:

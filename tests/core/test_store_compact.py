@@ -14,7 +14,7 @@ import pytest
 from counterplay.core.errors import StoreError, UserError
 from counterplay.core.nouns import Call, LoggedScore, Message, Outcome, Source, Step, ToolSpec, Trace, Trajectory
 from counterplay.core.records import NodeRecord, Rejected, SearchRecord
-from counterplay.core.store import ScoreRow, Store, compact
+from counterplay.core.store import NewUnit, ScoreRow, Store, compact
 from counterplay.core.store.views import VIEWS
 
 END = Step(Message.assistant("bye \udc80"), terminated=True, reward=1.0)
@@ -237,6 +237,37 @@ def test_what_is_old_goes_with_all_that_was_made_of_it(tmp_path):
         assert [score.key for score in store.scores()] == [logged("new").trajectory.key]
         assert store.ingest([at(1, "old", task="a")]).traces_added == 1
         assert store.verify() == []
+
+
+def test_jobs_go_when_they_are_old_and_units_with_their_traces(tmp_path):
+    path = str(tmp_path / "s.duckdb")
+    with Store.open(path) as store:
+        store.ingest([at(1, "old"), at(9, "new")])
+        for job in ("ended", "goes on", "later"):
+            store.put_job(job, job, "{}")
+            store.add_units(job, [NewUnit("o", ("old", "new")), NewUnit("n", ("new",)), NewUnit("none", ())])
+        store.end_job("ended", "done")
+        store._connection.execute("UPDATE job SET ended_us = 3 WHERE id = 'ended'")
+        store.end_job("later", "done")
+        store.journal("search/old").put("k", "x", "1")
+        store.journal("search/new").put("k", "x", "2")
+        store.journal("job/ended").put("k", "x", "4")
+        before = store.units("later"), store.jobs()
+    compact(path, drop_old_revisions=True)
+    with Store.open(path) as store:
+        assert (store.units("later"), store.jobs()) == before
+    compact(path, before_us=5 * 3_600_000_000)
+    with Store.open(path) as store:
+        assert [job.id for job in store.jobs()] == ["goes on", "later"]
+        assert [(unit.job, unit.id) for job in store.jobs() for unit in store.units(job.id)] == [
+            ("goes on", "n"), ("goes on", "none"), ("later", "n"), ("later", "none"),
+        ]  # fmt: skip
+        assert [store.journal(scope).get("k") for scope in ("search/old", "search/new", "job/ended")] == [None, "2", None]
+        store.journal("search/old").put("k", "x", "3")
+        assert store.add_units("goes on", [NewUnit("more", ())]) == 1
+    with Store.open(path) as store:
+        assert (store.journal("search/old").get("k"), store.journal("search/new").get("k")) == ("3", "2")
+        assert len({unit.number for job in store.jobs() for unit in store.units(job.id)}) == 5
 
 
 def test_nothing_is_old_before_the_first(path):

@@ -37,6 +37,16 @@ def test_a_watermark_is_set_and_replaced(tmp_path):
                 write()
 
 
+def test_many_watermarks_are_set_as_one():
+    with Store.open(":memory:") as store:
+        store.set_watermarks({f"source {i}": str(i) for i in range(50)})
+        store.set_watermarks({"source 7": "json:seven", "new\udc80": "1"})
+        store.set_watermarks({})
+        held = store.stats().watermarks
+        assert len(held) == 51
+        assert (held["source 7"], held["source 8"], held["new\udc80"]) == ("json:seven", "8", "1")
+
+
 def test_watermarks_go_in_with_the_last_batch_as_they_are_when_the_items_end():
     marks = {"here": "start"}
 

@@ -35,7 +35,7 @@ from counterplay.core.nouns import (
 from counterplay.core.records import NodeRecord, Rejected, SearchRecord
 from counterplay.core.store import ScoreRow, Store, schema
 
-KEPT = {version: json.loads((Path(__file__).parent / f"stores/version_{version}.json").read_text()) for version in (1, 2)}
+KEPT = {version: json.loads((Path(__file__).parent / f"stores/version_{version}.json").read_text()) for version in (1, 2, 3)}
 NEWEST = len(schema.MIGRATIONS)
 
 ORDER = {"type": "object", "properties": {"order": {"type": "integer"}}}

@@ -157,6 +157,43 @@ def test_texts_larger_than_a_block_are_kept(tmp_path):
         assert store.rejected()[0].reason == long
 
 
+def test_memory_is_bounded_and_what_does_not_fit_goes_beside_the_store(path):
+    with Store.open(path, memory="48MB") as store:
+        assert store._records("SELECT current_setting('memory_limit') AS held")[0]["held"] == "45.7 MiB"
+        store._connection.execute(
+            "CREATE TEMP TABLE wide AS SELECT i, md5(i::VARCHAR) AS a, md5((i * 7)::VARCHAR) AS b FROM range(900000) t(i)"
+        )
+        assert [file.name for file in path.parent.iterdir() if file.is_dir()] == [f"s.duckdb.{os.getpid()}.tmp"]
+        assert store.trace("t") == TRACE
+    assert [file.name for file in path.parent.iterdir()] == ["s.duckdb"]
+    with Store.open(path, read_only=True, memory="48 MiB") as store:
+        assert store.trace("t") == TRACE
+    Store.open(":memory:", memory="0.1GB").close()
+
+
+@pytest.mark.parametrize("memory", ["", "much", "12", "1GB; DROP TABLE trace", "-1GB"])
+def test_memory_that_is_no_size_is_refused(path, memory):
+    with pytest.raises(UserError, match='as memory for the store; wanted a size such as "512MB"'):
+        Store.open(path, memory=memory)
+    assert Store.open(path).close() is None, "it was let go of"
+
+
+def test_what_killed_processes_left_beside_the_store_is_removed(path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    gone = [path.with_name(f"s.duckdb.{dead.pid}.{kind}") for kind in ("new", "new.wal", "compact")]
+    kept = [path.with_name(name) for name in (f"s.duckdb.{os.getpid()}.new", f"t.duckdb.{dead.pid}.new", f"s.duckdb.{dead.pid}.bak")]
+    for file in (*gone, *kept):
+        file.touch()
+    spilled = path.with_name(f"s.duckdb.{dead.pid}.tmp")
+    spilled.mkdir()
+    (spilled / "duckdb_temp_storage-0.tmp").touch()
+    Store.open(path, read_only=True).close()
+    assert spilled.exists(), "a reader changes nothing"
+    Store.open(path).close()
+    assert sorted(path.parent.iterdir()) == sorted([path, *kept])
+
+
 def test_one_writer_in_a_process(path):
     with Store.open(path):
         with pytest.raises(StoreError, match="already open for writing in this process"):
@@ -178,7 +215,7 @@ def test_a_reader_can_not_write(path):
 def test_a_newer_store_is_refused(path):
     with duckdb.connect(str(path)) as connection:
         connection.execute("INSERT INTO migration VALUES (99, 0)")
-    with pytest.raises(StoreError, match=r"schema version 99; wanted at most 3.*upgrade"):
+    with pytest.raises(StoreError, match=r"schema version 99; wanted at most 4.*upgrade"):
         Store.open(path)
 
 

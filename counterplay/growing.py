@@ -20,14 +20,51 @@ _EVERY_S = 5.0
 _SHARE = 0.05  # of the time may go into writing trees that are not finished
 
 
-class Shelf:
-    """Writes the trees of many searches into one store: growing ones after their first wave and every few seconds from there."""
+class Watching:
+    """Hands on growing trees to `write`: each after its first wave and every few seconds from there, less often where that takes long."""
+
+    def __init__(self, write: Callable[[SearchRecord], object]) -> None:
+        self._write = write
+        self._free_s = 0.0
+
+    def watch(self, search_id: str, config: Mapping[str, Any], **provenance: Any) -> Callable[[SearchTree], None]:
+        """An `on_wave` that hands on the growing tree of one search.
+
+        `config` is added to the tree's; `provenance` fills trace, task and fork_step.
+        """
+        last_s = -_EVERY_S
+
+        def on_wave(tree: SearchTree) -> None:
+            nonlocal last_s
+            began_s = time.monotonic()
+            if tree.stopped or began_s - last_s < _EVERY_S or began_s < self._free_s:
+                return
+            record = tree.to_record(search_id, **provenance)
+            self._timed(replace(record, config={**record.config, **config}), began_s)
+            last_s = time.monotonic()
+
+        return on_wave
+
+    def take(self, record: SearchRecord) -> None:
+        """Hand on a tree that grows in another process, where there is the time for it."""
+        began_s = time.monotonic()
+        if began_s >= self._free_s:
+            self._timed(record, began_s)
+
+    def _timed(self, record: SearchRecord, began_s: float) -> None:
+        self._write(record)
+        ended_s = time.monotonic()
+        self._free_s = ended_s + (ended_s - began_s) / _SHARE
+
+
+class Shelf(Watching):
+    """Writes the trees of many searches into one store: those that have ended a few seconds' worth at a time, and growing ones."""
 
     def __init__(self, store: Store) -> None:
+        super().__init__(store.put_search)
         self.store = store
         self._finished: list[SearchRecord] = []
         self._written_s = time.monotonic()
-        self._free_s = 0.0
 
     def put(self, record: SearchRecord) -> None:
         """Take a finished tree, to be written soon."""
@@ -41,22 +78,3 @@ class Shelf:
             self.store.put_search(self._finished[0])
             self._finished.pop(0)
         self._written_s = time.monotonic()
-
-    def watch(self, search_id: str, config: Mapping[str, Any], **provenance: Any) -> Callable[[SearchTree], None]:
-        """An `on_wave` that keeps the growing tree of one search: at once and every few seconds, less often where that takes long.
-
-        `config` is added to the tree's; `provenance` fills trace, task and fork_step.
-        """
-        last_s = -_EVERY_S
-
-        def on_wave(tree: SearchTree) -> None:
-            nonlocal last_s
-            began_s = time.monotonic()
-            if tree.stopped or began_s - last_s < _EVERY_S or began_s < self._free_s:
-                return
-            record = tree.to_record(search_id, **provenance)
-            self.store.put_search(replace(record, config={**record.config, **config}))
-            last_s = time.monotonic()
-            self._free_s = last_s + (last_s - began_s) / _SHARE
-
-        return on_wave

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from counterplay.branch_usage import TalliedPolicy, usage_config
+from counterplay.branch_usage import TalliedPolicy, models_config, usage_config
 from counterplay.choosing import JournaledLines, fit, opened, theirs, weighs_prefixes
 from counterplay.core.canonical import canonical, content_key
 from counterplay.core.errors import CounterplayError, StoreError, UserError
@@ -23,8 +22,9 @@ from counterplay.core.journal import Journal, JournaledEnvironment, JournaledPol
 from counterplay.core.nouns import Trace
 from counterplay.core.protocols import fingerprint_of
 from counterplay.core.records import SearchRecord
+from counterplay.desk import StoreDesk
 from counterplay.dividing import Shares
-from counterplay.forking import NOT_FOUND, READING, Parts, Start, identity_of, siblings_of, start_at, whole
+from counterplay.forking import READING, Parts, Start, identity_of, start_at, whole
 from counterplay.growing import Shelf
 from counterplay.parts import closing
 from counterplay.plan import Plan, check_stitch
@@ -33,166 +33,78 @@ from counterplay.replay.live import LiveEnvironment
 from counterplay.search.registry import LOGGED, find, options
 from counterplay.search.stitch import stitch
 from counterplay.search.stopping import stopping
-from counterplay.search.tree import SearchTree
+from counterplay.searched import Facts, Searched, ended, facts_of, summary
 from counterplay.strategies import Auto, arms, lines_of, rounds, sized
 from counterplay.version import __version__
 
 if TYPE_CHECKING:
     from counterplay.core.budget import Budget
-    from counterplay.core.protocols import Environment
+    from counterplay.core.protocols import Environment, Policy, Verifier
     from counterplay.core.store import Store
-    from counterplay.parts import Asked
+    from counterplay.core.store.rows import SearchRow
+    from counterplay.desk import Desk
+    from counterplay.parts import Asked, EnvironmentOf
 
-_CLOCK = "seconds"
+__all__ = ["Searched", "Searching", "TraceSearch", "search"]
+
+NO_STEPS = "it has no steps"
 _YOUNG = 5000
 
 
 @dataclass(frozen=True)
-class Searched:
-    """What a search over many traces did. `searches` holds one id a tree, in trace order.
-
-    `resumed` trees were complete in the store already. `improved` trees have a finished branch that scores above the logged one.
-    `used` is what the trees' budgets were charged, answers from the journal included; `live_calls` the model calls really made now.
-    `failures` counts calls that failed inside searches, by kind, with the first message of each; such searches are tried again, but for
-    `closing`: environments that failed when they were let go of.
-    `branch_errors` counts branches that could not go on, by their reason, the most frequent eight. `notes` counts what was not as asked
-    for or was left to be chosen: another search, a start because a strategy found no step.
-    `digest` is 32 hex digits over the trees: equal for equal trees.
-    """
-
-    searches: tuple[str, ...]
-    traces: int
-    skipped: Mapping[str, str]
-    resumed: int
-    improved: int
-    nodes: int
-    used: Mapping[str, float]
-    live_calls: int
-    tally: Mapping[str, Any]
-    stopped: Mapping[str, int]
-    failures: Mapping[str, Any]
-    branch_errors: Mapping[str, int]
-    notes: Mapping[str, int]
-    digest: str
-
-
-@dataclass(frozen=True)
 class Done:
-    """The tree of one trace. `live_calls` were really made; `held` says that it was complete in the store."""
+    """The tree of one trace. `live_calls` were really made; `held` says that it was complete in the store.
+
+    `unclosed` says why its environment failed when it was let go of; empty where it did not.
+    """
 
     record: SearchRecord
     live_calls: int = 0
     held: bool = False
+    unclosed: str = ""
 
 
-class Searching:
-    """The parts of one search, made once."""
+class TraceSearch:
+    """What a search does for one trace, wherever the trace is at hand: its parts are made once, what is kept is at a `Desk`.
 
-    def __init__(self, store: Store, traces: Sequence[Trace], asked: Asked, plan: Plan, on_trace: Callable[[], None]) -> None:
-        check_price(asked, plan)
-        self.store, self.asked, self.plan, self.on_trace = store, asked, plan, on_trace
-        self.shares = Shares(store, plan, _job(asked, plan))
-        division = self.shares.of(traces)
-        self.budgets, self.skipped = division.budgets, dict(division.skipped)
-        self.all, self.traces = traces, [trace for trace in traces if trace.id in division.budgets]
-        self.policy, self.verifier = asked.make_policy(traces, concurrency=plan.pace.requests), asked.make_verifier()
-        self.environment_of = asked.make_environment(traces)
-        self.siblings_of = siblings_of(store)
-        self.held = {row.id: row for row in store.searches()}
-        self.shelf = Shelf(store)
-        self.auto = None
-        if plan.algorithm == "auto":
-            others = [asked.policy, asked.environment, *asked.verifiers]
-            self.auto = Auto(store, self.shares.key, others, self.traces, seed=asked.seed)
-        self._errors: list[CounterplayError] = []
-        self._unclosed: list[str] = []
+    `auto` chooses the search for each trace where the plan leaves that to it.
+    """
 
-    async def run(self) -> Searched:
-        gate = asyncio.Semaphore(self.plan.concurrency)
-        done: list[Done] = []
-        async with closing(self.policy):
-            try:
-                with self.plan.pace.kept(local=self.asked.local), _collected_seldom():
-                    for traces in self._rounds():
-                        done += await self._together(gate, traces)
-            finally:
-                self.shelf.write()
-        if self._errors and not done:
-            raise self._errors[0]
-        self.shares.end()
-        return summary(
-            [result.record for result in done],
-            resumed=sum(result.held for result in done),
-            traces=len(self.all),
-            skipped=self.skipped,
-            live_calls=sum(result.live_calls for result in done),
-            tally=asdict(self.policy.tally) if hasattr(self.policy, "tally") else {},
-            rewards={trace.id: trace.outcome.reward for trace in self.traces},
-            unclosed=self._unclosed,
-        )
+    def __init__(self, asked: Asked, plan: Plan, policy: Policy, verifier: Verifier, *, auto: Auto | None = None) -> None:
+        self.asked, self.plan, self.policy, self.verifier, self.auto = asked, plan, policy, verifier, auto
 
-    def _rounds(self) -> Iterable[Sequence[Trace]]:
-        """The traces whose searches do not wait for one another: all of them, but where searches are chosen by what others came to."""
-        return rounds(self.traces) if self.auto is not None else [self.traces]
-
-    async def _together(self, gate: asyncio.Semaphore, traces: Sequence[Trace]) -> list[Done]:
-        started = [asyncio.create_task(self._gated(gate, trace)) for trace in traces]
-        try:
-            found = await asyncio.gather(*started)
-        finally:
-            for task in started:
-                task.cancel()
-        done = [result for result in found if result is not None]
-        if self.auto is not None:
-            rewards = {trace.id: trace.outcome.reward for trace in traces}
-            results = [(str(one.record.trace), one.record) for one in done]
-            self.auto.learn({name: (_improved(made, rewards[name]), made.used.model_calls or 0.0) for name, made in results})
-        return done
-
-    async def _gated(self, gate: asyncio.Semaphore, trace: Trace) -> Done | None:
-        """The tree of one trace; None, with the reason in `skipped`, where it could not be searched: one bad trace stops no other."""
-        async with gate:
-            try:
-                done = await self._one(trace)
-            except StoreError:
-                raise
-            except CounterplayError as error:
-                self.skipped[trace.id] = str(error)
-                self._errors.append(error)
-                done = None
-            self.on_trace()
-            return done
-
-    async def _one(self, trace: Trace) -> Done:
+    async def run(self, trace: Trace, environment_of: EnvironmentOf, budget: Callable[[], Budget], desk: Desk) -> Done:
+        """The tree of `trace`. Raises CounterplayError where it can't be searched."""
         name, done = f"the environment of trace {trace.id}", None
         with theirs(name):
-            environment = self.environment_of(trace)
+            environment = environment_of(trace)
         try:
             async with opened(environment, name):
-                done = await self._searched(trace, environment)
+                done = await self._searched(trace, environment, budget, desk)
         except UserError as error:
             if done is None:
                 raise
-            self._unclosed.append(str(error))  # its tree is made
+            return replace(done, unclosed=str(error))  # its tree is made
         return done
 
-    async def _searched(self, trace: Trace, environment: Environment) -> Done:
+    async def _searched(self, trace: Trace, environment: Environment, new_budget: Callable[[], Budget], desk: Desk) -> Done:
         if not trace.trajectory.steps:
             raise UserError(f"trace {trace.id} has no steps", "a trace with at least one model call")
         with theirs(f"the environment of trace {trace.id}"):
             found, made_of = capabilities(environment), _made_of(environment)
         with theirs("the policy, the environment or the verifier, asked for its fingerprint,"):
             fingerprints = [fingerprint_of(part) for part in (self.policy, environment, self.verifier)]
-        journal = self._journal(trace)
-        plan, why = await self._fitted(trace, found)
+        journal = desk.journal(scope_of(trace))
+        plan, why = await self._fitted(trace, found, journal, new_budget)
         asked = JournaledPolicy(self.policy, journal)
         played = (JournaledEnvironment if found.forks else JournaledLines)(environment, journal)
-        parts, budget = Parts(TalliedPolicy(asked), played, JournaledVerifier(self.verifier, journal)), self.budgets[trace.id]()
-        siblings = self.shares.siblings(trace, self.siblings_of(trace)) if plan.localisation in READING else ()
+        parts, budget = Parts(TalliedPolicy(asked), played, JournaledVerifier(self.verifier, journal)), new_budget()
+        siblings = desk.siblings(trace) if plan.localisation in READING else ()
         start, options = await self._start(trace, plan, parts, budget, siblings), self._options(plan)
-        config = self._config(plan, options, budget, siblings)
+        config = _config(plan, options, budget, siblings)
         search_id = content_key("search", plan.algorithm, trace.id, start.state.key, canonical(config), *fingerprints)
-        record = self._complete(search_id)
+        held = desk.held(trace.id).get(search_id)
+        record = _complete(held, desk)
         if record is not None:
             return Done(record, asked.live_calls, held=True)
         told = {"chosen": why, "begun": start.why, "made_of": made_of}
@@ -200,40 +112,33 @@ class Searching:
         config |= {name: value for name, value in told.items() if value}
         belongs = {"trace": trace.id, "task": trace.task, "fork_step": 0 if plan.algorithm in LOGGED else len(start.state)}
         given = {"siblings": [other.trajectory for other in siblings]} if siblings and plan.algorithm in LOGGED else {}
-        ended = search_id in self.held and self.held[search_id].stopped
-        watch = None if ended else self.shelf.watch(search_id, config, **belongs)  # what has ended gives way to what has ended alone
+        # what has ended gives way to what has ended alone
+        watch = None if held is not None and held.stopped else desk.watch(search_id, config, **belongs)
         run = partial(find(plan.algorithm), **options, **given, on_wave=watch)
         with stopping(plan.condition):
             tree = await run(start.state, parts.policy, parts.environment, parts.verifier, budget)
         tree.used = start.used + tree.used
-        tree.config = {**tree.config, **config, "usage": usage_config(tree, parts.policy.by_state)}
-        record = tree.to_record(search_id, **belongs)
-        self.shelf.put(record)
-        return Done(record, asked.live_calls)
+        usage = {**usage_config(tree, parts.policy.by_state), "models": models_config(parts.policy.by_model)}
+        tree.config = {**tree.config, **config, "usage": usage}
+        return Done(tree.to_record(search_id, **belongs), asked.live_calls)
 
-    def _complete(self, search_id: str) -> SearchRecord | None:
-        """The tree of this search, where it is in the store and was neither cut off nor hurt."""
-        held = self.held.get(search_id)
-        if held is None or not held.stopped or _CLOCK in held.stopped:
-            return None
-        record = self.store.search(search_id)
-        return None if record.config.get("failures") else record
-
-    async def _fitted(self, trace: Trace, found: Capabilities) -> tuple[Plan, str]:
+    async def _fitted(self, trace: Trace, found: Capabilities, journal: Journal, budget: Callable[[], Budget]) -> tuple[Plan, str]:
         """The plan as far as the environment allows it, and why it is another than was asked for."""
         if self.auto is not None:
-            return await self._chosen(trace, found, self.auto)
+            return await self._chosen(trace, found, journal, budget, self.auto)
         if found.forks and found.reenacts and self.plan.named:
             return self.plan, ""
         asks = found.reenacts or not found.forks
-        process = asks and await weighs_prefixes(JournaledVerifier(self.verifier, self._journal(trace)), trace.trajectory)
+        process = asks and await weighs_prefixes(JournaledVerifier(self.verifier, journal), trace.trajectory)
         return fit(self.plan, found, named=self.plan.named, forked=self.plan.forked, process=process)
 
-    async def _chosen(self, trace: Trace, found: Capabilities, auto: Auto) -> tuple[Plan, str]:
+    async def _chosen(
+        self, trace: Trace, found: Capabilities, journal: Journal, budget: Callable[[], Budget], auto: Auto
+    ) -> tuple[Plan, str]:
         """The plan with the search that `--search auto` takes for this trace, and among which it chose."""
         plan, length = self.plan, len(trace.trajectory)
-        calls = self.budgets[trace.id]().limits.model_calls
-        process = await weighs_prefixes(JournaledVerifier(self.verifier, self._journal(trace)), trace.trajectory)
+        calls = budget().limits.model_calls
+        process = await weighs_prefixes(JournaledVerifier(self.verifier, journal), trace.trajectory)
         forked, lines = plan.fork if plan.forked else None, lines_of(calls, length)
         names = arms(found, process=process, lines=lines, forked=forked, stops=bool(plan.stop_when))
         name = auto.choose(trace, names)
@@ -248,10 +153,6 @@ class Searching:
         asked = self.asked
         return await start_at(trace, plan.fork, parts, budget, siblings=siblings, seed=asked.seed, max_steps=asked.max_steps)
 
-    def _journal(self, trace: Trace) -> Journal:
-        """One journal a trace: entries are keyed by what was asked, so a larger budget or another algorithm pays for nothing twice."""
-        return self.store.journal(f"search/{trace.id}")
-
     def _options(self, plan: Plan) -> dict[str, Any]:
         known, given = options(find(plan.algorithm)), dict(plan.options)
         given.setdefault("seed", self.asked.seed)
@@ -261,18 +162,106 @@ class Searching:
             given["localisation"] = plan.fork
         return {name: value for name, value in given.items() if name in known}
 
-    def _config(self, plan: Plan, options: Mapping[str, Any], budget: Budget, siblings: Sequence[Trace]) -> dict[str, Any]:
-        """What decides a tree besides its parts and its root."""
-        config = {**options, "fork": plan.fork, "budget": asdict(budget.limits), "code": __version__}
-        if plan.stop_when:
-            config["stop_when"] = asdict(plan.condition)
-        if siblings:
-            config["siblings"] = identity_of(siblings)
-        return config
+
+def scope_of(trace: Trace) -> str:
+    """The journal of one trace: entries are keyed by what was asked, so a larger budget or another algorithm pays for nothing twice."""
+    return f"search/{trace.id}"
+
+
+def _complete(held: SearchRow | None, desk: Desk) -> SearchRecord | None:
+    """The tree of this search, where it is kept and was neither cut off nor hurt."""
+    if held is None or not ended(held.stopped):
+        return None
+    record = desk.search(held.id)
+    return None if record.config.get("failures") else record
+
+
+def _config(plan: Plan, options: Mapping[str, Any], budget: Budget, siblings: Sequence[Trace]) -> dict[str, Any]:
+    """What decides a tree besides its parts and its root."""
+    config = {**options, "fork": plan.fork, "budget": asdict(budget.limits), "code": __version__}
+    if plan.stop_when:
+        config["stop_when"] = asdict(plan.condition)
+    if siblings:
+        config["siblings"] = identity_of(siblings)
+    return config
+
+
+class Searching:
+    """One search over many traces: what they share, made once."""
+
+    def __init__(self, store: Store, traces: Sequence[Trace], asked: Asked, plan: Plan, on_trace: Callable[[], None]) -> None:
+        check_price(asked, plan)
+        self.asked, self.plan, self.on_trace = asked, plan, on_trace
+        self.shares = Shares(store, plan, _job(asked, plan))
+        division = self.shares.of(traces)
+        self.budgets, self.skipped = division.budgets, dict(division.skipped)
+        self.all, self.traces = traces, [trace for trace in traces if trace.id in division.budgets]
+        self.policy = asked.make_policy(traces, concurrency=plan.pace.requests)
+        self.environment_of = asked.make_environment(traces)
+        self.shelf = Shelf(store)
+        self.desk = StoreDesk(store, self.shelf, self.shares.siblings)
+        self.auto = None
+        if plan.algorithm == "auto":
+            others = [asked.policy, asked.environment, *asked.verifiers]
+            self.auto = Auto(store, self.shares.key, others, self.traces, seed=asked.seed)
+        self.searched = TraceSearch(asked, plan, self.policy, asked.make_verifier(), auto=self.auto)
+        self._errors: list[CounterplayError] = []
+        self._unclosed: list[str] = []
+
+    async def run(self) -> Searched:
+        gate = asyncio.Semaphore(self.plan.concurrency)
+        done: list[Facts] = []
+        async with closing(self.policy):
+            try:
+                with self.plan.pace.kept(local=self.asked.local), collected_seldom():
+                    for traces in self._rounds():
+                        done += await self._together(gate, traces)
+            finally:
+                self.shelf.write()
+        if self._errors and not done:
+            raise self._errors[0]
+        self.shares.end()
+        tally = asdict(self.policy.tally) if hasattr(self.policy, "tally") else {}
+        return summary(done, traces=len(self.all), skipped=self.skipped, tally=tally, unclosed=self._unclosed)
+
+    def _rounds(self) -> Iterable[Sequence[Trace]]:
+        """The traces whose searches do not wait for one another: all of them, but where searches are chosen by what others came to."""
+        return rounds(self.traces) if self.auto is not None else [self.traces]
+
+    async def _together(self, gate: asyncio.Semaphore, traces: Sequence[Trace]) -> list[Facts]:
+        started = [asyncio.create_task(self._gated(gate, trace)) for trace in traces]
+        try:
+            found = await asyncio.gather(*started)
+        finally:
+            for task in started:
+                task.cancel()
+        done = [result for result in found if result is not None]
+        if self.auto is not None:
+            self.auto.learn({str(one.trace): (one.improved, one.used.get("model_calls", 0.0)) for one in done})
+        return done
+
+    async def _gated(self, gate: asyncio.Semaphore, trace: Trace) -> Facts | None:
+        """What came of one trace; None, with the reason in `skipped`, where it could not be searched: one bad trace stops no other."""
+        async with gate:
+            try:
+                done = await self.searched.run(trace, self.environment_of, self.budgets[trace.id], self.desk)
+            except StoreError:
+                raise
+            except CounterplayError as error:
+                self.skipped[trace.id] = str(error)
+                self._errors.append(error)
+                facts = None
+            else:
+                if not done.held:
+                    self.shelf.put(done.record)
+                self._unclosed += [done.unclosed] if done.unclosed else []
+                facts = facts_of(done.record, trace.outcome.reward, live_calls=done.live_calls, held=done.held)
+            self.on_trace()
+            return facts
 
 
 @contextmanager
-def _collected_seldom() -> Iterator[None]:
+def collected_seldom() -> Iterator[None]:
     """What is there already is not searched for garbage again, what trees grow by, which stays, less often. Afterwards all is as before."""
     young, *older = gc.get_threshold()
     gc.freeze()
@@ -297,64 +286,11 @@ def _made_of(environment: Environment) -> dict[str, Any] | None:
     return environment.made_of.to_record() if isinstance(environment, LiveEnvironment) else None
 
 
-def summary(
-    records: Sequence[SearchRecord],
-    *,
-    resumed: int = 0,
-    traces: int = 0,
-    skipped: Mapping[str, str] | None = None,
-    live_calls: int = 0,
-    tally: Mapping[str, Any] | None = None,
-    rewards: Mapping[str, float | None] | None = None,
-    unclosed: Sequence[str] = (),
-) -> Searched:
-    """Many trees as one report. `rewards` are the logged ones by trace, `unclosed` says why environments could not be closed."""
-    failures: dict[str, dict[str, Any]] = {"closing": {"count": len(unclosed), "first": unclosed[0]}} if unclosed else {}
-    for record in records:
-        for kind, failed in (record.config.get("failures") or {}).items():
-            known = failures.setdefault(kind, {"count": 0, "first": failed["first"]})
-            known["count"] += failed["count"]
-    used: Counter[str] = Counter()
-    for record in records:
-        used.update({kind: amount for kind, amount in asdict(record.used).items() if amount and kind != _CLOCK})
-    return Searched(
-        searches=tuple(record.id for record in records),
-        traces=traces,
-        skipped=skipped or {},
-        resumed=resumed,
-        improved=sum(_improved(record, (rewards or {}).get(record.trace or "")) for record in records),
-        nodes=sum(len(record.nodes) for record in records),
-        used=dict(used),
-        live_calls=live_calls,
-        tally=tally or {},
-        stopped=dict(Counter(record.stopped for record in records)),
-        failures=failures,
-        branch_errors=dict(Counter(n.step.error for r in records for n in r.nodes if n.step is not None and n.step.error).most_common(8)),
-        notes=dict(Counter(note for record in records for note in _notes(record))),
-        digest=content_key(*(_tree_digest(record) for record in records)),
-    )
-
-
-def _notes(record: SearchRecord) -> list[str]:
-    begun = str(record.config.get("begun", ""))
-    return [note for note in (str(record.config.get("chosen", "")), begun if begun.endswith(NOT_FOUND) else "") if note]
-
-
-def _improved(record: SearchRecord, reward: float | None) -> bool:
-    tree = SearchTree.from_record(record)
-    best, logged = tree.best(), [node.score.value for node in tree.finished() if node.logged and node.score is not None]
-    return best is not None and best.score is not None and not best.logged and best.score.value > max(logged, default=reward or 0.0)
-
-
 def check_price(asked: Asked, plan: Plan) -> None:
     """Refuse a limit in dollars that could never bind. Raises UserError."""
-    if asked.price is None and asked.policy.startswith(("openai:", "transformers:")) and plan.limits("usd"):
+    if asked.price is None and asked.policy.startswith(("openai:", "batch:", "transformers:")) and plan.limits("usd"):
         do = "Give --price INPUT,OUTPUT, or limit model_calls or tokens."
         raise UserError("got a limit in usd for a policy whose price is not known", "a price", do)
-
-
-def _tree_digest(record: SearchRecord) -> str:
-    return content_key(record.id, repr([(n.parent, n.step, n.prior, n.visits, n.value_sum, n.draws, n.score) for n in record.nodes]))
 
 
 async def search(
@@ -374,10 +310,15 @@ def _stitched(store: Store, traces: Sequence[Trace], on_trace: Callable[[], None
         by_task.setdefault(f"task {trace.task}" if trace.task is not None else f"trace {trace.id}", []).append(trace)
     made = []
     for runs in by_task.values():
-        usable = [trace for trace in runs if trace.trajectory.steps]
-        for trace, tree in zip(usable, stitch([trace.trajectory for trace in usable]), strict=True):
-            record = tree.to_record(content_key("stitch", trace.id), trace=trace.id, task=trace.task)
-            made.append((record, not store.put_search(record)))
+        for record in stitched(runs):
+            made.append(facts_of(record, None, held=not store.put_search(record)))
             on_trace()
-    skipped = {trace.id: "it has no steps" for trace in traces if not trace.trajectory.steps}
-    return summary([record for record, _ in made], resumed=sum(held for _, held in made), traces=len(traces), skipped=skipped)
+    skipped = {trace.id: NO_STEPS for trace in traces if not trace.trajectory.steps}
+    return summary(made, traces=len(traces), skipped=skipped)
+
+
+def stitched(runs: Sequence[Trace]) -> Iterator[SearchRecord]:
+    """The trees of the runs of one task, of those that have steps, in their order."""
+    usable = [trace for trace in runs if trace.trajectory.steps]
+    for trace, tree in zip(usable, stitch([trace.trajectory for trace in usable]), strict=True):
+        yield tree.to_record(content_key("stitch", trace.id), trace=trace.id, task=trace.task)

@@ -56,7 +56,7 @@ def run(
     what a person should know, `listeners` all that happens (docs/operations.md). Ctrl-C is a way to end it: the same command goes on.
     Raises StoreError where the store can't be had.
     """
-    events = Events(job.family, listeners)
+    events = Events(job.job.name, listeners)
     with events.command(job.job.name):
         return _ran(job, events, only, watch, say)
 

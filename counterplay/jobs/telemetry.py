@@ -145,8 +145,7 @@ class Telemetry:
     def _end(self, span: Span | None, event: Event, told: Mapping[str, Any] | None = None) -> None:
         if span is not None:
             self._set(span, told or {})
-            if span is not self._units.get(event.unit):
-                self._fail(span, event.fields.get("error", ""))
+            self._fail(span, event.fields.get("error", ""))
             span.end(event.at_us * 1000)
 
     def _end_all(self, at_ns: int) -> None:
@@ -183,9 +182,8 @@ class Telemetry:
 
 def _attributes(told: Mapping[str, Any]) -> dict[str, Any]:
     """What a span may say: texts and numbers, under names of counterplay's own; what is not known is left out."""
-    return {
-        f"{_PREFIX}{name}": value for name, value in told.items() if value not in ("", None) and isinstance(value, str | bool | int | float)
-    }
+    known = {name: value for name, value in told.items() if value != "" and isinstance(value, str | bool | int | float)}
+    return {f"{_PREFIX}{name}": value for name, value in known.items()}
 
 
 @contextmanager

@@ -101,12 +101,12 @@ def wait_for_children(group):
 
 def journalled(file):
     """How many traces have each draw in their journal."""
-    found = Counter()
+    drawn = {}
     with Store.open(file) as store:
-        for _, _, kind, answer in store.journal_entries([scope_of(trace) for trace in store.load()]):
-            if kind == "propose":
-                found.update(set(_NOTE.findall(answer)))
-    return found
+        for scope, _, kind, answer in store.journal_entries([scope_of(trace) for trace in store.load()]):
+            if kind in ("propose", "request"):
+                drawn.setdefault(scope, set()).update(_NOTE.findall(answer))
+    return Counter(note for notes in drawn.values() for note in notes)
 
 
 def used(file):

@@ -1,4 +1,4 @@
-"""The ways of making rows that `export --rows` names, each from trees and traces, its library imported where it is used."""
+"""The ways of making rows that `export --rows` names, each from the trees and traces of one task, its library imported where it is used."""
 
 from __future__ import annotations
 
@@ -59,25 +59,25 @@ SFT_ROWS: Mapping[str, Callable[..., Harvest[SFTRow]]] = {
 
 
 def _by_advantage(made: Harvest[SFTRow], found: Sequence[SourcedTree], traces: Sequence[Trace]) -> Harvest[SFTRow]:
-    from counterplay.finetune.weights import advantage_weighted
+    from counterplay.finetune.weights import advantages_of
 
-    return advantage_weighted(made, found, traces)
+    return advantages_of(made, found, traces)
 
 
 def _as_oreal(made: Harvest[SFTRow], found: Sequence[SourcedTree], traces: Sequence[Trace]) -> Harvest[SFTRow]:
-    from counterplay.finetune.weights import oreal_weighted
+    from counterplay.finetune.weights import oreal_of
 
-    return oreal_weighted(made, found, traces)
+    return oreal_of(made, found, traces)
 
 
 WEIGHTS: Mapping[str, Callable[..., Harvest[SFTRow]]] = {"advantage": _by_advantage, "oreal": _as_oreal}
-"""How much each success weighs in the loss, by the name that `--weights` gives it."""
+"""How much each success weighs in the loss, by the name that `--weights` gives it; `weights.scaled` is still to come."""
 
 
 def _step_pairs(found: Sequence[SourcedTree], tau: float, _: float, grade: Grade) -> Harvest[DPORow]:
-    from counterplay.finetune.pairs import dpo_rows
+    from counterplay.finetune.pairs import dpo_candidates
 
-    return dpo_rows(found, tau=tau, min_grade=grade)
+    return dpo_candidates(found, tau=tau, min_grade=grade)
 
 
 def _furthest_pairs(found: Sequence[SourcedTree], _: float, min_score: float, grade: Grade) -> Harvest[DPORow]:
@@ -98,14 +98,11 @@ def _shorter_pairs(found: Sequence[SourcedTree], tau: float, min_score: float, g
     return shorter_rows(found, tau=tau, min_score=min_score, min_grade=grade)
 
 
-def _ablated_pairs(found: Sequence[SourcedTree], tau: float, min_score: float, grade: Grade) -> Harvest[DPORow]:
-    """Calls left out on purpose (trees of `finetune.ablation`), and those that one of two successful branches happened to do without."""
-    from counterplay.finetune.ablation import ablation_rows
+def _needless_pairs(found: Sequence[SourcedTree], tau: float, min_score: float, grade: Grade) -> Harvest[DPORow]:
+    """Calls that one of two successful branches happened to do without."""
     from counterplay.finetune.trajectory_pairs import shorter_rows
 
-    others = [source for source in found if source.tree.algorithm != "ablation"]
-    meant = ablation_rows([source for source in found if source.tree.algorithm == "ablation"], min_grade=grade)
-    return meant + shorter_rows(others, tau=tau, min_score=min_score, left_out=True, min_grade=grade)
+    return shorter_rows(found, tau=tau, min_score=min_score, left_out=True, min_grade=grade)
 
 
 PAIRS: Mapping[str, Callable[..., Harvest[DPORow]]] = {
@@ -113,6 +110,9 @@ PAIRS: Mapping[str, Callable[..., Harvest[DPORow]]] = {
     "trajectory": _furthest_pairs,
     "nearest": _nearest_pairs,
     "shorter": _shorter_pairs,
-    "ablation": _ablated_pairs,
+    "ablation": _needless_pairs,
 }
-"""What a preference pair is made of, by the name that `--rows` gives it."""
+"""What a preference pair is made of, by the name that `--rows` gives it.
+
+To those of `step`, `pairs.settle` is still to come; to those of `ablation`, what was left out on purpose (`ablation.ablation_rows`).
+"""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast, get_args
 from counterplay.core.errors import UserError
 from counterplay.core.nouns import Grade, Trace
 from counterplay.export_rows import PAIRS, SFT_ROWS, WEIGHTS
+from counterplay.export_units import ABLATION, Unit, Units, no_search, wanted_searches
 from counterplay.gating import SIMILARITY, gates_for
-from counterplay.loop import select
 
 if TYPE_CHECKING:
-    from counterplay.core.store import SearchRow, Store
+    from counterplay.core.store import Store
     from counterplay.finetune.card import DatasetReport
-    from counterplay.finetune.rows import AnyRow, DPORow, Gate, Harvest, SourcedTree
+    from counterplay.finetune.files import Format
+    from counterplay.finetune.grpo import GRPORow
+    from counterplay.finetune.rows import AnyRow, DPORow, Gate, Harvest, SFTRow, SourcedTree
     from counterplay.finetune.splits import SplitBy
-    from counterplay.finetune.write import Format
 
 
-ABLATION = "ablation"
 SOURCES = ("logged", "searched", "both")
 
 
@@ -32,7 +32,7 @@ class Shared(TypedDict, total=False):
 
     `min_grade` is the worst grade that may enter; `tokenizer` a model folder whose template measures the rows; `held_out` the share of the
     test split, of which no row shares a `split_by` (task, session, user) with training; `algorithms` and `agent` choose searches and
-    traces; `formats` are of `finetune.write.Format`. `near_duplicates`, `held_out_file`, `look_for`, `look_for_rules` and `keep_secrets`
+    traces; `formats` are of `finetune.files.Format`. `near_duplicates`, `held_out_file`, `look_for`, `look_for_rules` and `keep_secrets`
     are those of `gating.gates_for`; `per_task` and `per_tool` cap the rows of a task, and those that call a tool.
     """
 
@@ -57,26 +57,28 @@ class Shared(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class _Export:
-    """One export: what it reads, once, and where it writes."""
+    """One export: what it reads, unit by unit, and where it writes."""
 
     store: Store
     out: Path
     shared: Shared
 
     @cached_property
-    def traces(self) -> list[Trace]:
-        return select(self.store, agent=self.shared.get("agent"))
+    def units(self) -> Units:
+        return Units(self.store, self.shared.get("agent"), self.shared.get("algorithms"))
 
-    @cached_property
-    def trees(self) -> list[SourcedTree]:
-        return trees(self.store, self.traces, self.shared.get("algorithms"))
+    def read(self, source: str = "both", *, logs: bool | None = None) -> Iterator[Unit]:
+        """The units: with their searches unless only logs are asked for, or there are none and logs are asked for too; and with all traces
+        where `logs` are, as they are by `source`.
+        """
+        if source == "searched":
+            self.units.check_searched()
+        trees = source == "searched" or (source == "both" and self.units.searched)
+        return self.units.read(trees=trees, logs=source != "searched" if logs is None else logs)
 
-    def trees_beside(self, source: str) -> list[SourcedTree]:
-        """The searches: none where only logs are asked for, or where there are none and logs are asked for too."""
-        ids = {trace.id for trace in self.traces}
-        found = _finished(self.store, self.shared.get("algorithms"))
-        searched = source == "searched" or (source == "both" and any(row.trace in ids for row in found))
-        return self.trees if searched else []
+    def searches(self) -> Iterator[Unit]:
+        """The units that have searches. Raises UserError where there are none."""
+        return self.read("searched")
 
     @cached_property
     def grade(self) -> Grade:
@@ -90,39 +92,55 @@ class _Export:
             raise UserError("got --min-grade stale", wanted, "A stale observation is a false one: it is never exported.")
         return grade
 
-    def branches(self, source: str) -> list[SourcedTree]:
-        """Trees whose branches are played to their ends: searches, and the logged runs of each task merged."""
+    @cached_property
+    def beside(self) -> Path:
+        """Where rows may be set aside meanwhile."""
+        from counterplay.finetune.write import beside
+
+        return beside(self.out)
+
+    def branches(self, source: str) -> Iterator[Sequence[SourcedTree]]:
+        """By unit, trees whose branches are played to their ends: searches, and the logged runs of each task merged."""
         from counterplay.finetune.merged import merged_logs
 
         _one_of("--source", source, SOURCES)
-        return [*self.trees_beside(source), *(merged_logs(self.traces) if source != "searched" else [])]
+        for unit in self.read(source):
+            yield [*unit.trees, *(merged_logs(unit.traces) if source != "searched" else [])]
 
-    def pairs(self, rows: str, source: str, tau: float, min_score: float) -> Harvest[DPORow]:
+    def pairs(self, rows: str, source: str, tau: float, min_score: float) -> Iterator[Harvest[DPORow]]:
+        from counterplay.finetune.pairs import PairMark, settle
+        from counterplay.finetune.settling import settled
+
         _one_of("--rows", rows, PAIRS)
         _check_tau(tau)
         if rows in ("step", "ablation") and source == "logged":
             raise UserError(f"got --source logged for --rows {rows}", "searched or both", "Merge logs into trees: search --search stitch.")
-        if rows == "ablation":
-            found = [*_trees(self.store, self.traces), *_trees(self.store, self.traces, [ABLATION])]
-        else:
-            found = self.trees if rows == "step" else self.branches(source)
-        made = PAIRS[rows](found, tau, min_score, self.grade)
-        if made.rows:
-            return made
-        left_out = ", ".join(sorted({drop.reason for drop in made.drops})) or "nothing else"
+        grade, make = self.grade, PAIRS[rows]
         if rows == "step":
-            do = f"Lower --tau, or search with more rollouts an alternative. Also left out: {left_out}."
-            raise UserError(f"no two siblings differ with a probability of {tau:g}", "at least one pair", do)
-        first = "Leave calls out first: counterplay ablate" if rows == "ablation" else "Search with more finished branches a fork"
-        do = f"{first}. Also left out: {left_out}."
-        raise UserError(f"no two branches of a fork make a pair of the kind {rows}", "at least one pair", do)
+            candidates = (make(unit.trees, tau, min_score, grade) for unit in self.searches())
+            made = settled(candidates, self.beside, PairMark.of, settle)
+        elif rows == "ablation":
+            made = self._ablated(tau, min_score)
+        else:
+            made = (make(found, tau, min_score, grade) for found in self.branches(source))
+        return or_else(made, partial(_no_pair, rows, tau))
+
+    def _ablated(self, tau: float, min_score: float) -> Iterator[Harvest[DPORow]]:
+        """Calls left out on purpose, whose trees are in memory together, for how often a tool was missed is counted over all of them; and
+        those that one of two successful branches happened to do without.
+        """
+        from counterplay.finetune.ablation import ablation_rows
+
+        meant = Units(self.store, self.units.agent, [ABLATION], self.units.origins)
+        yield ablation_rows([tree for unit in meant.read(logs=False) for tree in unit.trees], min_grade=self.grade)
+        for unit in Units(self.store, self.units.agent, None, self.units.origins).read(logs=False):
+            yield PAIRS["ablation"](unit.trees, tau, min_score, self.grade)
 
     def gates(self, near_duplicates: float) -> list[Gate]:
-        from counterplay.finetune.balance import capped
+        from counterplay.finetune.balance import Caps
 
         shared = self.shared
         per_task, per_tool = shared.get("per_task"), shared.get("per_tool")
-        caps = partial(capped, per_task=per_task, per_tool=per_tool, seed=shared.get("seed", 0))
         gates = gates_for(
             near_duplicates=near_duplicates,
             held_out_file=shared.get("held_out_file"),
@@ -130,11 +148,11 @@ class _Export:
             rules=shared.get("look_for_rules"),
             keep_secrets=shared.get("keep_secrets", False),
         )
-        return [*gates, *([caps] if per_task or per_tool else [])]
+        return [*gates, *([Caps(per_task=per_task, per_tool=per_tool, seed=shared.get("seed", 0))] if per_task or per_tool else [])]
 
-    def write(self, made: Harvest[AnyRow], **chosen: Any) -> DatasetReport:
+    def write(self, made: Iterator[Harvest[AnyRow]], **chosen: Any) -> DatasetReport:
         """Write the rows; what every export is told, and what this one was (`chosen`), goes onto the card."""
-        from counterplay.finetune.gates.near import near_ties
+        from counterplay.finetune.gates.near import NearTies
         from counterplay.finetune.splits import SplitBy
         from counterplay.finetune.write import write_dataset
 
@@ -155,8 +173,8 @@ class _Export:
             licence=shared.get("licence", "unknown"),
             gates=self.gates(near),
             by=cast("Sequence[SplitBy]", by),
-            ties=near_ties,
-            traces=self.traces,
+            ties=NearTies(),
+            traces=self.units.sources(),
             settings={**chosen, "min_grade": self.grade.name.lower(), **told, "held_out_file": held_out and Path(held_out).name},
         )
 
@@ -178,17 +196,24 @@ def export_sft(
     in one of the ways of `WEIGHTS`. Raises UserError where no row is left.
     """
     from counterplay.finetune.exactness import recorded_ids, with_token_ids
+    from counterplay.finetune.weights import scaled
 
     _one_of("--weights", weights, ("none", *WEIGHTS))
     _one_of("--rows", rows, SFT_ROWS)
     _one_of("--source", source, SOURCES)
     _check_tau(tau)
     export = _Export(store, out, shared)
-    found, logs = export.trees_beside(source), export.traces if source != "searched" else []
-    made = SFT_ROWS[rows](found, logs, min_score, tau, export.grade)
-    if weights != "none":
-        made = WEIGHTS[weights](made, found, logs)
-    made = replace(made, rows=tuple(with_token_ids(made.rows, recorded_ids(export.traces))))
+    logged, grade = source != "searched", export.grade
+
+    def made_of(unit: Unit) -> Harvest[SFTRow]:
+        logs = unit.traces if logged else []
+        made = SFT_ROWS[rows](unit.trees, logs, min_score, tau, grade)
+        if weights != "none":
+            made = WEIGHTS[weights](made, unit.trees, logs)
+        return replace(made, rows=tuple(with_token_ids(made.rows, recorded_ids(unit.traces))))
+
+    found = map(made_of, export.read(source))
+    made = scaled(found, export.beside) if weights != "none" else found
     told = tau if rows in ("improved", "recovery") else None
     return export.write(made, rows=rows, source=source, min_score=min_score, tau=told, weights=weights)
 
@@ -226,7 +251,7 @@ def export_reward(
 
     _one_of("--rows", rows, ("step", "trajectory", "nearest"))
     export = _Export(store, out, shared)
-    made = reward_rows(export.pairs(rows, source, tau, min_score))
+    made = map(reward_rows, export.pairs(rows, source, tau, min_score))
     return export.write(made, rows=rows, source=source, tau=tau, min_score=None if rows == "step" else min_score)
 
 
@@ -246,16 +271,20 @@ def export_kto(
 
     `threshold` is the value that an action is held against, None its siblings. Raises UserError where no row is left.
     """
-    from counterplay.finetune.kto import kto_rows, kto_trajectory_rows
+    from counterplay.finetune.kto import AnswerMark, kto_candidates, kto_trajectory_candidates, settle
+    from counterplay.finetune.settling import settled
 
     _one_of("--rows", rows, ("step", "trajectory"))
     _check_tau(tau)
     export = _Export(store, out, shared)
+    grade = export.grade
     if rows == "step":
-        made = kto_rows(export.trees, tau=tau, threshold=threshold, min_grade=export.grade)
-        return export.write(made, rows=rows, tau=tau, threshold="the siblings" if threshold is None else threshold)
-    made = kto_trajectory_rows(export.branches(source), min_score=min_score, min_grade=export.grade)
-    return export.write(made, rows=rows, source=source, min_score=min_score)
+        found = (kto_candidates(unit.trees, tau=tau, threshold=threshold, min_grade=grade) for unit in export.searches())
+        chosen: dict[str, Any] = {"tau": tau, "threshold": "the siblings" if threshold is None else threshold}
+    else:
+        found = (kto_trajectory_candidates(trees, min_score=min_score, min_grade=grade) for trees in export.branches(source))
+        chosen = {"source": source, "min_score": min_score}
+    return export.write(settled(found, export.beside, AnswerMark.of, settle), rows=rows, **chosen)
 
 
 def export_grpo(
@@ -265,57 +294,71 @@ def export_grpo(
 
     Raises UserError where no prompt is left.
     """
-    from counterplay.finetune.grpo import grpo_rows, logged_prompts
+    from counterplay.finetune.grpo import PromptMark, grpo_candidates, prompt_candidates, settle
+    from counterplay.finetune.settling import settled
 
     _one_of("--source", source, SOURCES)
     if not 0 <= low <= high <= 1:
         raise UserError(f"got --low {low:g} and --high {high:g}", "two shares, the lower one first")
     export = _Export(store, out, shared)
-    made = grpo_rows(export.trees_beside(source), low=low, high=high, min_grade=export.grade)
-    if source != "searched":
-        made += logged_prompts(export.traces)
-    return export.write(made, source=source, low=low, high=high)
+    grade = export.grade
+
+    def rows() -> Iterator[Harvest[GRPORow]]:
+        """The searched states, then where logs begin: each with a cap of its own."""
+        searched = (grpo_candidates(unit.trees, low=low, high=high, min_grade=grade) for unit in export.read(source, logs=False))
+        yield from settled(searched, export.beside, PromptMark.of, settle)
+        if source != "searched":
+            logged = (prompt_candidates(unit.traces) for unit in export.read("logged"))
+            yield from settled(logged, export.beside, PromptMark.of, partial(settle, per_task=1))
+
+    return export.write(rows(), source=source, low=low, high=high)
 
 
 def export_prm(store: Store, out: Path, *, labels: str = "mc-soft", hard: float | None = None, **shared: Unpack[Shared]) -> DatasetReport:
     """The steps of searches with labels of one of the ways of `finetune.labels.write.LABELS`. Raises UserError where there is none."""
-    from counterplay.finetune.prm_rows import prm_rows
+    from counterplay.finetune.labels.write import no_label
+    from counterplay.finetune.prm_rows import prm_candidates
 
     export = _Export(store, out, shared)
-    return export.write(prm_rows(export.trees, labels=labels, hard=hard, min_grade=export.grade), labels=labels, hard=hard)
+    grade = export.grade
+    made = (prm_candidates(unit.trees, labels=labels, hard=hard, min_grade=grade) for unit in export.searches())
+    return export.write(or_else(made, partial(no_label, labels)), labels=labels, hard=hard)
+
+
+def or_else(made: Iterable[Harvest[AnyRow]], error: Callable[[Collection[str]], UserError]) -> Iterator[Harvest[AnyRow]]:
+    """The harvests; where none of them has a row, the error, made of the reasons why things were left out."""
+    some, reasons = False, set[str]()
+    for harvest in made:
+        some = some or bool(harvest.rows)
+        reasons |= {drop.reason for drop in harvest.drops}
+        yield harvest
+    if not some:
+        raise error(reasons)
+
+
+def _no_pair(rows: str, tau: float, reasons: Collection[str]) -> UserError:
+    left_out = ", ".join(sorted(reasons)) or "nothing else"
+    if rows == "step":
+        do = f"Lower --tau, or search with more rollouts an alternative. Also left out: {left_out}."
+        return UserError(f"no two siblings differ with a probability of {tau:g}", "at least one pair", do)
+    first = "Leave calls out first: counterplay ablate" if rows == "ablation" else "Search with more finished branches a fork"
+    do = f"{first}. Also left out: {left_out}."
+    return UserError(f"no two branches of a fork make a pair of the kind {rows}", "at least one pair", do)
 
 
 def trees(store: Store, traces: Sequence[Trace], algorithms: Sequence[str] | None = None) -> list[SourcedTree]:
-    """Every finished search of `traces` in the store, with the logged traces it grew from; only those of `algorithms` where given.
+    """Every finished search of `traces` in the store, with the logged trace it grew from, in order of trace, algorithm and id; only
+    those of `algorithms` where given. Raises UserError where there is none.
 
     Trees of calls left out (`counterplay ablate`) are no searches: nobody sampled what follows there. They are given where they are named.
     """
-    found = _trees(store, traces, algorithms)
-    if not found:
-        wanted, ids = f"one by {', '.join(algorithms)}" if algorithms else "at least one", {trace.id for trace in traces}
-        unfinished = sum(not row.stopped and row.trace in ids for row in store.searches())
-        if unfinished:
-            got = f"got no search of these traces in {store.path} that has ended, and {unfinished} under way or killed"
-            raise UserError(got, wanted, "Run the same search again: it goes on where it stopped.")
-        raise UserError(f"got no search of these traces in {store.path}", wanted, "Search first: counterplay search.")
-    return found
-
-
-def _trees(store: Store, traces: Sequence[Trace], algorithms: Sequence[str] | None = None) -> list[SourcedTree]:
-    """`trees`, or none."""
     from counterplay.finetune.rows import SourcedTree
 
     by_id = {trace.id: trace for trace in traces}
-    return [
-        SourcedTree.of(store.search(r.id), [by_id[r.trace]])
-        for r in _finished(store, algorithms)
-        if r.trace is not None and r.trace in by_id
-    ]
-
-
-def _finished(store: Store, algorithms: Sequence[str] | None = None) -> list[SearchRow]:
-    """The searches that have ended: what is still under way, or was killed, is no evidence yet."""
-    return [row for row in store.searches() if row.stopped and (row.algorithm in algorithms if algorithms else row.algorithm != ABLATION)]
+    wanted = [row.id for row in wanted_searches(store, algorithms) if row.trace in by_id]
+    if not wanted:
+        raise no_search(store, algorithms, sum(not row.stopped and row.trace in by_id for row in store.every_search()))
+    return [SourcedTree.of(record, [by_id[record.trace or ""]]) for record in store.load_searches(wanted)]
 
 
 def _one_of(option: str, got: str, known: Sequence[str] | Mapping[str, Any]) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
 from counterplay.core.canonical import content_key
 from counterplay.core.errors import UserError
 from counterplay.core.nouns import Message
+from counterplay.finetune.gates.protocol import RowOf, Sketches, through
 from counterplay.finetune.rows import Drop, Row
 
 _SIDES = {"dpo": ("chosen",), "reward": ("chosen",)}
@@ -45,25 +46,57 @@ def capped(rows: Sequence[Row], *, per_task: int | None = None, per_tool: int | 
 
     The best are kept, by `probability` or `score` where rows have one; which of equals follows from their names and `seed`. A row of
     several tools counts for each, and is left out where any of them is full. Kept rows stay in order. With its options bound it is a
-    `Gate`.
+    `Gate`; `Caps` is one that needs no row to be in memory.
     """
-    for name, cap in (("per_task", per_task), ("per_tool", per_tool)):
-        if cap is not None and cap < 1:
-            raise UserError(f"got {name}={cap}", "at least 1, or none for no cap")
-    order = sorted(range(len(rows)), key=lambda i: (-_rank(rows[i]), content_key(str(seed), rows[i].name), i))
-    taken: Counter[tuple[str, str]] = Counter()
-    reasons: dict[int, str] = {}
-    for index in order:
-        row = rows[index]
-        units = {("task", row.lineage.unit): per_task, **{("tool", tool): per_tool for tool in tools_of(row)}}
-        full = next((unit for unit, cap in units.items() if cap is not None and taken[unit] >= cap), None)
-        if full is None:
-            taken.update(units.keys())
-        else:
-            what = "of a task" if full[0] == "task" else f"that call {full[1]}"
-            reasons[index] = f"over the cap of {per_task if full[0] == 'task' else per_tool} rows {what}"
-    kept = [row for index, row in enumerate(rows) if index not in reasons]
-    return kept, [Drop(reasons[index], rows[index].name) for index in sorted(reasons)]
+    return through(Caps(per_task=per_task, per_tool=per_tool, seed=seed), rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caps:
+    """`capped` as a gate."""
+
+    per_task: int | None = None
+    per_tool: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, cap in (("per_task", self.per_task), ("per_tool", self.per_tool)):
+            if cap is not None and cap < 1:
+                raise UserError(f"got {name}={cap}", "at least 1, or none for no cap")
+
+    def __call__(self, rows: Sequence[Row]) -> tuple[list[Row], list[Drop]]:
+        return through(self, rows)
+
+    def begin(self) -> Sketches:
+        return _Ranked(self)
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """Of every row its rank, what orders it among equals, its name, its task, and its tools."""
+
+    caps: Caps
+    known: dict[int, tuple[float, bytes, str, str, tuple[str, ...]]] = field(default_factory=dict)
+    tools: dict[tuple[str, ...], tuple[str, ...]] = field(default_factory=dict)
+
+    def add(self, number: int, row: Row) -> None:
+        tools = tuple(tools_of(row)) if self.caps.per_tool is not None else ()
+        drawn = bytes.fromhex(content_key(str(self.caps.seed), row.name))
+        self.known[number] = -_rank(row), drawn, row.name, row.lineage.unit, self.tools.setdefault(tools, tools)
+
+    def refused(self, numbers: Sequence[int], _: RowOf) -> Mapping[int, Drop]:
+        taken: Counter[tuple[str, str]] = Counter()
+        drops: dict[int, Drop] = {}
+        for number in sorted(numbers, key=lambda n: (*self.known[n][:2], n)):
+            _rank, _drawn, name, unit, tools = self.known[number]
+            units = {("task", unit): self.caps.per_task, **{("tool", tool): self.caps.per_tool for tool in tools}}
+            full = next((each for each, cap in units.items() if cap is not None and taken[each] >= cap), None)
+            if full is None:
+                taken.update(units.keys())
+            else:
+                what = "of a task" if full[0] == "task" else f"that call {full[1]}"
+                drops[number] = Drop(f"over the cap of {units[full]} rows {what}", name)
+        return drops
 
 
 def _rank(row: Row) -> float:
@@ -129,22 +162,35 @@ def _cell(value: str) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def balance(rows: Iterable[Row]) -> Balance:
+@dataclass(frozen=True, slots=True)
+class Taught:
+    """What the balance counts of one row: who it is from, how many messages it teaches, and in how many of them each tool is called."""
+
+    task: str
+    agent: str
+    algorithm: str
+    messages: int
+    tools: tuple[tuple[str, int], ...]
+
+    @classmethod
+    def of(cls, row: Row) -> Taught:
+        messages, lineage = taught(row), row.lineage
+        called = Counter(tool for message in messages for tool in ({call.name for call in message.tool_calls} or {"none"}))
+        names = lineage.unit or "none", lineage.agent or "none", lineage.algorithm or "logged"
+        return cls(*names, len(messages), tuple(sorted(called.items())))
+
+
+def balance(rows: Iterable[Row | Taught]) -> Balance:
     """How rows and trained messages spread over tasks, tools, agents and algorithms. A row of several tools is counted for each."""
     counts: dict[str, tuple[Counter[str], Counter[str]]] = {name: (Counter(), Counter()) for name in ("task", "tool", "agent", "algorithm")}
     for row in rows:
-        messages = taught(row)
-        lineage = row.lineage
-        for name, value in (
-            ("task", lineage.unit or "none"),
-            ("agent", lineage.agent or "none"),
-            ("algorithm", lineage.algorithm or "logged"),
-        ):
-            counts[name][0][value] += 1
-            counts[name][1][value] += len(messages)
-        called = [{call.name for call in message.tool_calls} or {"none"} for message in messages]
-        counts["tool"][0].update(set().union(*called))
-        counts["tool"][1].update(tool for names in called for tool in names)
+        found = row if isinstance(row, Taught) else Taught.of(row)
+        for name in ("task", "agent", "algorithm"):
+            counts[name][0][getattr(found, name)] += 1
+            counts[name][1][getattr(found, name)] += found.messages
+        for tool, messages in found.tools:
+            counts["tool"][0][tool] += 1
+            counts["tool"][1][tool] += messages
     return Balance(**{name: _spread(*pair) for name, pair in counts.items()})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,16 @@ from counterplay.finetune.gates.account import GateCount
 from counterplay.finetune.kinds import LAYOUTS
 from counterplay.finetune.kto import weights
 from counterplay.finetune.noise import Noise
-from counterplay.finetune.rows import Drop, Kind, Lineage
+from counterplay.finetune.rows import Drop, Kind
 
 MANIFEST = "counterplay.json"
+DROPPED = "dropped.jsonl"
 
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """What was written. `dropped` counts by reason; `drops` names each row. Token figures are None where no tokenizer was given.
+    """What was written. `dropped` counts by reason; `drops` names what was left out, the first 1,000 (`spool.NAMED`): where there are more,
+    all are in `dropped.jsonl`. `replaced` says that a dataset was in the folder before. Token figures are None without a tokenizer.
 
     `label_noise` is the expected share of labels that are wrong, `labels` counts them by value, and both are None where a kind has none;
     `noise` is what the labels of pairs themselves say (`noise.noise_of`).
@@ -60,24 +62,47 @@ class DatasetReport:
     gates: tuple[GateCount, ...] = ()
     balance: Balance | None = None
     noise: Noise | None = None
+    replaced: bool = False
 
     def to_json(self) -> dict[str, Any]:
         labels = None if self.labels is None else {str(label).lower(): count for label, count in self.labels.items()}
         gates = {gate.gate: gate.dropped for gate in self.gates if gate.on}
         spread = None if self.balance is None else self.balance.to_json()
         told = {"folder": self.folder.name, "labels": labels, "gates": gates, "balance": spread}
-        return {"format": 1, **asdict(replace(self, balance=None)), **told}
+        fields = asdict(replace(self, balance=None))
+        del fields["replaced"]
+        return {"format": 1, **fields, **told}
+
+    @property
+    def all_named(self) -> bool:
+        """Whether `drops` names everything that was left out."""
+        return len(self.drops) == sum(self.dropped.values())
 
 
-def sources(lineages: Iterable[Lineage], traces: Iterable[Trace]) -> dict[str, dict[str, int]]:
-    """How many of the traces behind some rows came by each connector, from each agent and from each model."""
-    named = {name for lineage in lineages for name in lineage.traces}
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The little of a trace that a card tells: by which connector it came, whose it is, and which models were called."""
+
+    id: str
+    connector: str
+    agent: str
+    models: tuple[str, ...]
+
+    @classmethod
+    def of(cls, trace: Trace) -> Origin:
+        models = dict.fromkeys(call.model or "not named" for call in trace.calls)
+        return cls(trace.id, trace.source.format, trace.agent or "not named", tuple(models))
+
+
+def sources(names: Collection[str], traces: Iterable[Trace | Origin]) -> dict[str, dict[str, int]]:
+    """How many of the traces with these `names` came by each connector, from each agent and from each model."""
     counted: dict[str, Counter[str]] = {"connectors": Counter(), "agents": Counter(), "models": Counter()}
     for trace in traces:
-        if trace.id in named:
-            counted["connectors"][trace.source.format] += 1
-            counted["agents"][trace.agent or "not named"] += 1
-            counted["models"].update({call.model or "not named" for call in trace.calls})
+        if trace.id in names:
+            origin = trace if isinstance(trace, Origin) else Origin.of(trace)
+            counted["connectors"][origin.connector] += 1
+            counted["agents"][origin.agent] += 1
+            counted["models"].update(origin.models)
     return {name: dict(counts.most_common()) for name, counts in counted.items() if counts}
 
 
@@ -91,9 +116,8 @@ def card(report: DatasetReport) -> str:
     counts = {name: f"{count} rows of {report.tasks[name]} tasks" for name, count in report.rows.items()}
     shared = ", ".join(dict.fromkeys(("task", *report.by)))
     parts.append(_section("Splits", counts) + f"\n\nDrawn by hash with seed {report.seed}; no {shared} or trace is in two splits.")
-    parts.append(
-        _section("Left out", report.dropped, "Nothing was left out.") + "\n\nEvery one is named in `counterplay.json` under `drops`."
-    )
+    where = "Every one is" if report.all_named else f"All are in `{DROPPED}`, one a line; the first {len(report.drops)} are"
+    parts.append(_section("Left out", report.dropped, "Nothing was left out.") + f"\n\n{where} named in `counterplay.json` under `drops`.")
     if report.gates:
         passed = {f"{gate.gate} ({gate.asks})": f"{gate.dropped} left out" if gate.on else "not asked for" for gate in report.gates}
         parts.append(_section("Gates", passed))

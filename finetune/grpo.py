@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from counterplay.core.nouns import Grade, Message, State, ToolSpec, Trace
 from counterplay.finetune.evidence import ActionEvidence
 from counterplay.finetune.rows import Drop, Harvest, Lineage, Row, SourcedTree, too_low, users_of, whole_prompts
+from counterplay.finetune.settling import settled_at_once
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,14 @@ def grpo_rows(
     At most `per_task` come from a task, those nearest to one half first. States of a task that is not known are left out, because
     no environment could be made for them.
     """
+    found = grpo_candidates(trees, low=low, high=high, min_lines=min_lines, min_grade=min_grade)
+    return settled_at_once(found, PromptMark.of, partial(settle, per_task=per_task))
+
+
+def grpo_candidates(
+    trees: Iterable[SourcedTree], *, low: float = 0.1, high: float = 0.9, min_lines: int = 2, min_grade: Grade = Grade.EXECUTED
+) -> Harvest[GRPORow]:
+    """The rows of `grpo_rows` of each tree by itself; what compares rows of several trees (`settle`) is still to come."""
     rows, drops = [], []
     for source in trees:
         evidence = ActionEvidence(source)
@@ -70,11 +80,16 @@ def grpo_rows(
                 drops.append(Drop(reason, row.name))
             else:
                 rows.append(row)
-    return _capped(rows, drops, per_task)
+    return Harvest(tuple(rows), tuple(drops))
 
 
 def logged_prompts(traces: Iterable[Trace], *, per_task: int = 1) -> Harvest[GRPORow]:
     """Where logged runs began: one prompt a task, whatever became of the runs."""
+    return settled_at_once(prompt_candidates(traces), PromptMark.of, partial(settle, per_task=per_task))
+
+
+def prompt_candidates(traces: Iterable[Trace]) -> Harvest[GRPORow]:
+    """The rows of `logged_prompts`, one a run."""
     rows, drops = [], []
     for trace in traces:
         start = trace.trajectory.prefix(0)
@@ -95,7 +110,7 @@ def logged_prompts(traces: Iterable[Trace], *, per_task: int = 1) -> Harvest[GRP
             drops.append(Drop(reason, row.name))
         else:
             rows.append(row)
-    return _capped(rows, drops, per_task)
+    return Harvest(tuple(rows), tuple(drops))
 
 
 def _row(state: State, lineage: Lineage, visits: int, value_sum: float) -> GRPORow:
@@ -106,20 +121,36 @@ def _refusal(row: GRPORow, min_grade: Grade) -> str:
     return too_low(row.lineage.grade, min_grade) or ("" if row.lineage.task is not None else "the task is not known")
 
 
-def _capped(rows: Sequence[GRPORow], drops: Sequence[Drop], per_task: int) -> Harvest[GRPORow]:
+@dataclass(frozen=True, slots=True)
+class PromptMark:
+    """What prompts are compared by: their state, the task that a cap is counted over, and how far from one half their value is."""
+
+    number: int
+    name: str
+    unit: str
+    state: str
+    one_sided: float
+
+    @classmethod
+    def of(cls, number: int, row: GRPORow) -> PromptMark:
+        return cls(number, row.name, row.lineage.unit, row.lineage.nodes[0], _one_sided(row))
+
+
+def settle(marks: Sequence[PromptMark], *, per_task: int = 8) -> tuple[list[PromptMark], list[Drop]]:
+    """Each state once, and the cap, nearest to one half first."""
     taken: dict[str, int] = {}
     seen: set[str] = set()
-    kept, more = [], list(drops)
-    for row in sorted(rows, key=_one_sided):
-        unit, key = row.lineage.unit, row.lineage.nodes[0]
-        reason = "a duplicate" if key in seen else "" if taken.get(unit, 0) < per_task else f"over the cap of {per_task} prompts a task"
+    kept, drops = list[PromptMark](), list[Drop]()
+    for mark in sorted(marks, key=lambda mark: mark.one_sided):
+        full = taken.get(mark.unit, 0) >= per_task
+        reason = "a duplicate" if mark.state in seen else f"over the cap of {per_task} prompts a task" if full else ""
         if reason:
-            more.append(Drop(reason, row.name))
+            drops.append(Drop(reason, mark.name))
         else:
-            seen.add(key)
-            taken[unit] = taken.get(unit, 0) + 1
-            kept.append(row)
-    return Harvest(tuple(kept), tuple(more))
+            seen.add(mark.state)
+            taken[mark.unit] = taken.get(mark.unit, 0) + 1
+            kept.append(mark)
+    return kept, drops
 
 
 def _one_sided(row: GRPORow) -> float:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
+from counterplay.core.canonical import content_key
 from counterplay.core.nouns import Grade, Message, ToolSpec
 from counterplay.finetune.beta import incomplete_beta, probability_better
 from counterplay.finetune.ends import ends
 from counterplay.finetune.evidence import Action, ActionEvidence, surest
-from counterplay.finetune.rows import Drop, Harvest, Lineage, Row, SourcedTree, too_low, trained_flags, well_formed
+from counterplay.finetune.rows import Drop, Harvest, Lineage, Row, SourcedTree, Valued, too_low, trained_flags, well_formed
+from counterplay.finetune.settling import settled_at_once
 from counterplay.finetune.trajectories import UNSEEN
 from counterplay.search.tree import Node
 
@@ -53,7 +56,7 @@ class KTORow(Row):
         }
 
     @classmethod
-    def arrange(cls, rows: Sequence[Row]) -> Sequence[int]:
+    def arrange(cls, rows: Sequence[Valued]) -> Sequence[int]:
         """Good and bad ones spread evenly among each other, because TRL's sampler for KTO takes rows as they come."""
         return interleaved([bool(row.values["label"]) for row in rows])
 
@@ -75,6 +78,19 @@ def kto_rows(
     An action needs `min_lines` played lines. At most `per_task` rows of each label come from a task, the surest first. What one
     search calls good and another bad is left out.
     """
+    found = kto_candidates(trees, tau=tau, threshold=threshold, min_lines=min_lines, min_grade=min_grade)
+    return settled_at_once(found, AnswerMark.of, partial(settle, per_task=per_task))
+
+
+def kto_candidates(
+    trees: Iterable[SourcedTree],
+    *,
+    tau: float = 0.9,
+    threshold: float | None = None,
+    min_lines: int = 2,
+    min_grade: Grade = Grade.EXECUTED,
+) -> Harvest[KTORow]:
+    """The rows of `kto_rows` of each tree by itself; what compares rows of several trees (`settle`) is still to come."""
     if not 0.5 < tau <= 1.0:
         msg = f"got tau {tau}, wanted a probability above 0.5 and at most 1"
         raise ValueError(msg)
@@ -85,7 +101,7 @@ def kto_rows(
                 drops.append(Drop(reason, row.name))
             else:
                 rows.append(row)
-    return _settled(rows, drops, per_task)
+    return Harvest(tuple(rows), tuple(drops))
 
 
 def kto_trajectory_rows(
@@ -101,6 +117,14 @@ def kto_trajectory_rows(
     Ends in between are neither, and are named. What tools answered lies in `completion` too and is masked by `completion_trained`, which
     needs a trainer that reads masks.
     """
+    found = kto_trajectory_candidates(trees, min_score=min_score, max_score=max_score, min_grade=min_grade)
+    return settled_at_once(found, AnswerMark.of, partial(settle, per_task=per_task))
+
+
+def kto_trajectory_candidates(
+    trees: Iterable[SourcedTree], *, min_score: float = 1.0, max_score: float = 0.0, min_grade: Grade = Grade.EXECUTED
+) -> Harvest[KTORow]:
+    """The rows of `kto_trajectory_rows` of each tree by itself; what compares rows of several trees (`settle`) is still to come."""
     rows: list[KTORow] = []
     drops: list[Drop] = []
     for source in trees:
@@ -126,7 +150,7 @@ def kto_trajectory_rows(
                 drops.append(Drop(reason, row.name))
             else:
                 rows.append(row)
-    return _settled(rows, drops, per_task)
+    return Harvest(tuple(rows), tuple(drops))
 
 
 def weights(desirable: int, undesirable: int) -> tuple[float, float]:
@@ -191,19 +215,30 @@ def _row(source: SourcedTree, parent: Node, action: Action, better: float, grade
     return KTORow(prompt, completion, better > 0.5, tools, sure, (True,), action.visits, action.value_sum, lineage)
 
 
-def _settled(rows: Sequence[KTORow], drops: Sequence[Drop], per_task: int) -> Harvest[KTORow]:
-    labels: dict[tuple[str, ...], set[bool]] = {}
-    for row in rows:
-        labels.setdefault(_what(row), set()).add(row.label)
-    agreed = [row for row in rows if len(labels[_what(row)]) == 1]
-    refused = [Drop("another search has it the other way round", row.name) for row in rows if len(labels[_what(row)]) > 1]
-    single, repeated = surest(agreed, _what, 1, "a duplicate")
-    kept, over = surest(single, lambda row: (row.lineage.unit, row.label), per_task, f"over the cap of {per_task} rows of a label a task")
-    return Harvest(tuple(kept), (*drops, *refused, *repeated, *over))
+@dataclass(frozen=True, slots=True)
+class AnswerMark:
+    """What rows are compared by: what is done in which state, its label, and the task that a cap is counted over."""
+
+    number: int
+    name: str
+    unit: str
+    what: str
+    label: bool
+    probability: float
+
+    @classmethod
+    def of(cls, number: int, row: KTORow) -> AnswerMark:
+        said = [message.signature if message.role == "assistant" else message.content_text for message in row.completion]
+        return cls(number, row.name, row.lineage.unit, content_key(row.lineage.nodes[0], *said), row.label, row.probability)
 
 
-def _what(row: KTORow) -> tuple[str, ...]:
-    return (
-        row.lineage.nodes[0],
-        *(message.signature if message.role == "assistant" else message.content_text for message in row.completion),
-    )
+def settle(marks: Sequence[AnswerMark], *, per_task: int = 32) -> tuple[list[AnswerMark], list[Drop]]:
+    """No answer that is good here and bad there, each once, and the cap."""
+    labels: dict[str, set[bool]] = {}
+    for mark in marks:
+        labels.setdefault(mark.what, set()).add(mark.label)
+    agreed = [mark for mark in marks if len(labels[mark.what]) == 1]
+    refused = [Drop("another search has it the other way round", mark.name) for mark in marks if len(labels[mark.what]) > 1]
+    single, repeated = surest(agreed, lambda mark: mark.what, 1, "a duplicate")
+    kept, over = surest(single, lambda mark: (mark.unit, mark.label), per_task, f"over the cap of {per_task} rows of a label a task")
+    return kept, [*refused, *repeated, *over]

@@ -24,6 +24,7 @@ from hashlib import blake2b
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
+from counterplay.core.canonical import dumps
 from counterplay.core.nouns import Message
 from counterplay.finetune.gates.words import words
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _PLACES = 1 << 14
 _MOST_PAIRS = 20_000
+_MOST_CHARS = 1 << 25
 _LEAST_PAIRS = 40
 _WIDEST = 0.2
 _STRENGTH = 1e-3
@@ -57,18 +59,41 @@ class Noise:
 def noise_of(records: Sequence[Mapping[str, Any]], *, folds: int = 5, repeats: int = 4, seed: int = 0) -> Noise:
     """The noise of DPO records (`read_dataset`): columns `prompt`, `chosen`, `rejected`, `probability`, `task`, `traces`, `name`.
 
-    Pairs of one task are never on both sides of a fold; the folds are drawn `repeats` times. Of more than 20,000 pairs as many are drawn.
-    Deterministic.
+    Pairs of one task are never on both sides of a fold; the folds are drawn `repeats` times. Of more than 20,000 pairs as many are drawn
+    (`sample`). Deterministic.
     """
-    if not records:
+    looked_at = sample([(record["name"], _size(record)) for record in records], seed=seed)
+    found = [difference(records[number]) for number in looked_at] if len(looked_at) >= _LEAST_PAIRS else []
+    return estimated(found, [record["probability"] for record in records], folds=folds, repeats=repeats, seed=seed)
+
+
+def sample(pairs: Sequence[tuple[str, int]], *, seed: int = 0) -> list[int]:
+    """Which pairs are looked at, from the names and the number of characters of all: drawn by name, while they are no more than 20,000
+    and their sides hold no more than 32 million characters.
+    """
+    chosen, room = list[int](), _MOST_CHARS
+    for number in sorted(range(len(pairs)), key=lambda n: _drawn(seed, pairs[n][0]))[:_MOST_PAIRS]:
+        room -= pairs[number][1]
+        if room < 0 and len(chosen) >= _LEAST_PAIRS:
+            break
+        chosen.append(number)
+    return chosen
+
+
+def estimated(found: Sequence[Difference], probabilities: Sequence[float], *, folds: int = 5, repeats: int = 4, seed: int = 0) -> Noise:
+    """`noise_of` from the differences of those pairs that are looked at, in the order they were drawn, and the probabilities of all."""
+    if not probabilities:
         return Noise(0.0, None, "posterior", 0)
-    posterior = Noise(sum(1.0 - record["probability"] for record in records) / len(records), None, "posterior", len(records))
-    looked_at = sorted(records, key=lambda record: _drawn(seed, record["name"]))[:_MOST_PAIRS]
-    if len(looked_at) < _LEAST_PAIRS:
+    posterior = Noise(sum(1.0 - each for each in probabilities) / len(probabilities), None, "posterior", len(probabilities))
+    if len(found) < _LEAST_PAIRS:
         return posterior
-    share, low, high = share_of(margins(looked_at, folds=folds, repeats=repeats, seed=seed))
+    share, low, high = share_of(_margins(found, folds=folds, repeats=repeats, seed=seed))
     told = high - low <= _WIDEST or not low <= posterior.share <= high
-    return Noise(share, (low, high), "agreement", len(looked_at)) if told else posterior
+    return Noise(share, (low, high), "agreement", len(found)) if told else posterior
+
+
+def _size(record: Mapping[str, Any]) -> int:
+    return sum(len(dumps(fields)) for side in ("chosen", "rejected") for fields in record[side])
 
 
 def share_of(margins: Sequence[float] | NDArray[np.float64]) -> tuple[float, float, float]:
@@ -110,9 +135,13 @@ def saturation(margins: Sequence[float] | NDArray[np.float64]) -> tuple[float, f
 
 def margins(records: Sequence[Mapping[str, Any]], *, folds: int = 5, repeats: int = 4, seed: int = 0) -> NDArray[np.float64]:
     """By how much linear models that were trained without the pair's task prefer what the label prefers; 0.0 where they can't tell."""
+    return _margins(list(map(difference, records)), folds=folds, repeats=repeats, seed=seed)
+
+
+def _margins(differences: Sequence[Difference], *, folds: int, repeats: int, seed: int) -> NDArray[np.float64]:
     import numpy as np
 
-    table, groups, found = _Table.of(records), list(map(_group, records)), np.zeros(len(records))
+    table, groups, found = _Table.of(differences), [each.group for each in differences], np.zeros(len(differences))
     for repeat in range(repeats):
         fold = np.array([_drawn(seed * repeats + repeat, group) % folds for group in groups])
         for held in range(folds):
@@ -121,9 +150,18 @@ def margins(records: Sequence[Mapping[str, Any]], *, folds: int = 5, repeats: in
     return found / repeats
 
 
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The features of chosen minus those of rejected, as a vector of length 1 that is `value` at `place`; `group` is the pair's task."""
+
+    group: str
+    place: NDArray[np.int32]
+    value: NDArray[np.float64]
+
+
 @dataclass(frozen=True)
 class _Table:
-    """The features of chosen minus those of rejected, each row of length 1, as a sparse matrix of `rows` by `_PLACES`."""
+    """Differences, a row each, as a sparse matrix of `rows` by `_PLACES`."""
 
     rows: int
     row: NDArray[np.int64]
@@ -131,12 +169,13 @@ class _Table:
     value: NDArray[np.float64]
 
     @classmethod
-    def of(cls, records: Sequence[Mapping[str, Any]]) -> _Table:
+    def of(cls, differences: Sequence[Difference]) -> _Table:
         import numpy as np
 
-        entries = [(i, place, value) for i, record in enumerate(records) for place, value in _difference(record).items()]
-        row, place, value = (np.array(part) for part in zip(*entries, strict=True)) if entries else (np.zeros(0, np.int64),) * 3
-        return cls(len(records), row.astype(np.int64), place.astype(np.int64), value.astype(np.float64))
+        row = np.repeat(np.arange(len(differences)), [len(each.place) for each in differences])
+        place = np.concatenate([np.empty(0, np.int32), *(each.place for each in differences)])
+        value = np.concatenate([np.empty(0, np.float64), *(each.value for each in differences)])
+        return cls(len(differences), row.astype(np.int64), place.astype(np.int64), value)
 
     def times(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         import numpy as np
@@ -158,14 +197,18 @@ class _Table:
         return weights
 
 
-def _difference(record: Mapping[str, Any]) -> dict[int, float]:
+def difference(record: Mapping[str, Any]) -> Difference:
+    """That of a pair: its columns `prompt`, `chosen`, `rejected`, `task`, `traces` and `name`."""
+    import numpy as np
+
     counts: dict[int, float] = {}
     for side, sign in (("chosen", 1.0), ("rejected", -1.0)):
         for feature in _features(record, side):
             place = _drawn(0, feature) % _PLACES
             counts[place] = counts.get(place, 0.0) + sign
     length = math.sqrt(sum(value * value for value in counts.values()))
-    return {place: value / length for place, value in counts.items() if value}
+    held = {place: value / length for place, value in counts.items() if value}
+    return Difference(_group(record), np.fromiter(held, np.int32, len(held)), np.fromiter(held.values(), np.float64, len(held)))
 
 
 def _features(record: Mapping[str, Any], side: str) -> Iterator[str]:

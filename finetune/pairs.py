@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import permutations
 
+from counterplay.core.canonical import content_key
 from counterplay.core.nouns import Grade
 from counterplay.finetune.beta import probability_better
 from counterplay.finetune.evidence import Action, ActionEvidence, surest
 from counterplay.finetune.rows import DPORow, Drop, Harvest, Row, SourcedTree, too_low, well_formed
+from counterplay.finetune.settling import settled_at_once
 from counterplay.search.counts import mean
 from counterplay.search.tree import Node
 
@@ -31,6 +34,12 @@ def dpo_rows(
     that another search has the other way round are left out, and so are all but the surest of equal ones. Then the surest are kept:
     `per_state` of a state, `per_task` of a task (of a trace where no task is known).
     """
+    found = dpo_candidates(trees, tau=tau, min_grade=min_grade)
+    return settled_at_once(found, PairMark.of, partial(settle, per_state=per_state, per_task=per_task))
+
+
+def dpo_candidates(trees: Iterable[SourcedTree], *, tau: float = 0.9, min_grade: Grade = Grade.EXECUTED) -> Harvest[DPORow]:
+    """The pairs of `dpo_rows` of each tree by itself; what compares pairs of several trees (`settle`) is still to come."""
     if not 0.5 < tau <= 1.0:
         msg = f"got tau {tau}, wanted a probability above 0.5 and at most 1"
         raise ValueError(msg)
@@ -41,11 +50,33 @@ def dpo_rows(
                 drops.append(Drop(reason, row.name))
             else:
                 pairs.append(row)
-    rows, refused = _without_contradictions(pairs)
-    rows, repeated = surest(rows, lambda row: (row.lineage.nodes[0], *_sides(row)), 1, "a duplicate")
-    rows, over = surest(rows, lambda row: row.lineage.nodes[0], per_state, f"over the cap of {per_state} pairs a state")
-    rows, more = surest(rows, lambda row: row.lineage.unit, per_task, f"over the cap of {per_task} pairs a task")
-    return Harvest(tuple(rows), (*drops, *refused, *repeated, *over, *more))
+    return Harvest(tuple(pairs), tuple(drops))
+
+
+@dataclass(frozen=True, slots=True)
+class PairMark:
+    """What pairs are compared by: their state, what chosen and rejected do there, and the task that a cap is counted over."""
+
+    number: int
+    name: str
+    unit: str
+    state: bytes
+    sides: tuple[bytes, bytes]
+    probability: float
+
+    @classmethod
+    def of(cls, number: int, row: DPORow) -> PairMark:
+        sides = _digest(row.chosen[0].signature), _digest(row.rejected[0].signature)
+        return cls(number, row.name, row.lineage.unit, bytes.fromhex(row.lineage.nodes[0]), sides, row.probability)
+
+
+def settle(marks: Sequence[PairMark], *, per_state: int = 2, per_task: int = 32) -> tuple[list[PairMark], list[Drop]]:
+    """No pair that another turns round, of equal ones the surest, and the caps."""
+    rows, refused = _without_contradictions(marks)
+    rows, repeated = surest(rows, lambda row: (row.state, *row.sides), 1, "a duplicate")
+    rows, over = surest(rows, lambda row: row.state, per_state, f"over the cap of {per_state} pairs a state")
+    rows, more = surest(rows, lambda row: row.unit, per_task, f"over the cap of {per_task} pairs a task")
+    return rows, [*refused, *repeated, *over, *more]
 
 
 def label_noise(rows: Iterable[Row]) -> float:
@@ -94,16 +125,16 @@ def _refusal(row: DPORow, chosen: Action, rejected: Action, min_grade: Grade) ->
     return too_low(row.lineage.grade, min_grade) or malformed
 
 
-def _without_contradictions(rows: list[DPORow]) -> tuple[list[DPORow], list[Drop]]:
-    directions = {(row.lineage.nodes[0], *_sides(row)) for row in rows}
+def _without_contradictions(marks: Sequence[PairMark]) -> tuple[list[PairMark], list[Drop]]:
+    directions = {(mark.state, *mark.sides) for mark in marks}
     kept, drops = [], []
-    for row in rows:
-        if (row.lineage.nodes[0], *reversed(_sides(row))) in directions:
-            drops.append(Drop("another search has it the other way round", row.name))
+    for mark in marks:
+        if (mark.state, *reversed(mark.sides)) in directions:
+            drops.append(Drop("another search has it the other way round", mark.name))
         else:
-            kept.append(row)
+            kept.append(mark)
     return kept, drops
 
 
-def _sides(row: DPORow) -> tuple[str, str]:
-    return row.chosen[0].signature, row.rejected[0].signature
+def _digest(text: str) -> bytes:
+    return bytes.fromhex(content_key(text))

@@ -10,7 +10,7 @@ from typing import Any
 from counterplay.core.nouns import Grade, Message, ToolSpec
 from counterplay.finetune.labels.rows import StepwiseRow, without_gaps
 from counterplay.finetune.labels.steps import StepLabel
-from counterplay.finetune.labels.write import label_rows
+from counterplay.finetune.labels.write import label_candidates, no_label
 from counterplay.finetune.rows import Harvest, Lineage, Row, SourcedTree
 
 
@@ -56,7 +56,17 @@ def prm_rows(
 
     With `hard` given, a label is 1 where its value is at least that, else 0. Raises UserError where no step has a label.
     """
-    rows, drops = label_rows(labels, trees, min_grade=min_grade)
+    found = prm_candidates(trees, labels=labels, hard=hard, min_grade=min_grade)
+    if not found.rows:
+        raise no_label(labels, found.drops)
+    return found
+
+
+def prm_candidates(
+    trees: Iterable[SourcedTree], *, labels: str = "mc-soft", hard: float | None = None, min_grade: Grade = Grade.EXECUTED
+) -> Harvest[PRMRow]:
+    """`prm_rows`, or none."""
+    rows, drops = label_candidates(labels, trees, min_grade=min_grade)
     return Harvest(tuple(_row(row, part, hard) for row in rows for part in without_gaps(row.labels)), tuple(drops))
 
 

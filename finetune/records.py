@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, TypeAlias
 
+from counterplay.core.canonical import dumps
 from counterplay.finetune.answers import left_out
 from counterplay.finetune.kinds import LAYOUTS
 from counterplay.finetune.masks import render
@@ -17,10 +18,56 @@ from counterplay.finetune.rows import Drop, Lineage, Row
 Record: TypeAlias = dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What became of one row: its record, or the `reason` why it has none.
+
+    `texts` are the items of its JSON columns as JSON text, None for a column that is null. `length` is in tokens, None without a
+    tokenizer. The flags say what was noticed: control tokens broken, call ids re-issued, fractions, tools called that are not defined.
+    """
+
+    record: Record
+    reason: str = ""
+    texts: Mapping[str, list[str] | None] = field(default_factory=dict)
+    length: int | None = None
+    neutralised: bool = False
+    reissued: bool = False
+    fractions: bool = False
+    undefined: bool = False
+
+
+class RecordMaker:
+    """Converts and checks rows one by one; what can't be written, or is longer than `max_length` tokens, has a reason."""
+
+    def __init__(self, *, tokenizer: Any = None, max_length: int | None = None) -> None:
+        self._tokenizer, self._max_length = tokenizer, max_length
+        self._patterns = _control_patterns(tokenizer)
+
+    def make(self, row: Row) -> Made:
+        columns = LAYOUTS[row.kind].json
+        record, texts, broken, reason = _checked(row, columns, self._patterns)
+        length = None
+        if not reason and self._tokenizer is not None:
+            length, reason = _measure(row, record, self._tokenizer)
+            if not reason and self._max_length is not None and length > self._max_length:
+                reason = f"longer than {self._max_length} tokens"
+        if reason:
+            return Made(record, reason)
+        logged = [message for messages in row.parts.values() for message in messages]
+        return Made(
+            record,
+            texts=texts,
+            length=length,
+            neutralised=broken > 0,
+            reissued=_call_ids([m.fields for m in logged]) != _call_ids(_flat(record, row.parts)),
+            fractions=any(_fraction(record[column], texts[column]) for column in columns),
+            undefined=not record["tools"] and any(message.tool_calls for message in logged),
+        )
+
+
 @dataclass
 class Records:
-    """Records beside the rows they came from, and what was noticed: rows with control tokens broken, call ids re-issued, fractions,
-    tools called that are not defined.
+    """Records beside the rows they came from, what became none, and in how many rows something was noticed (`Made`).
 
     `lengths` in tokens aligns with `kept` where there was a tokenizer, and is empty without one.
     """
@@ -35,39 +82,48 @@ class Records:
 
 
 def make_records(rows: Iterable[Row], *, tokenizer: Any = None, max_length: int | None = None) -> Records:
-    """Convert and check rows one by one; what can't be written, or is longer than `max_length` tokens, becomes a drop."""
-    made = Records()
-    patterns = _control_patterns(tokenizer)
+    """All rows through a `RecordMaker`; what has a reason becomes a drop."""
+    found, maker = Records(), RecordMaker(tokenizer=tokenizer, max_length=max_length)
     for row in rows:
-        logged = [message for messages in row.parts.values() for message in messages]
-        columns = LAYOUTS[row.kind].json
-        record, broken, reason = _checked(row, patterns)
-        if not reason and tokenizer is not None:
-            length, reason = _measure(row, record, tokenizer)
-            if not reason and max_length is not None and length > max_length:
-                reason = f"longer than {max_length} tokens"
-            if not reason:
-                made.lengths.append(length)
-        if reason:
-            made.drops.append(Drop(reason, row.name))
+        made = maker.make(row)
+        if made.reason:
+            found.drops.append(Drop(made.reason, row.name))
             continue
-        made.kept.append((row, record))
-        made.neutralised += broken > 0
-        made.reissued += _call_ids([m.to_openai() for m in logged]) != _call_ids(_flat(record, row.parts))
-        made.fractions += any(has_fraction(record[column]) for column in columns)
-        made.undefined += not record["tools"] and any(message.tool_calls for message in logged)
-    return made
+        found.kept.append((row, made.record))
+        found.lengths += [] if made.length is None else [made.length]
+        for flag in ("neutralised", "reissued", "fractions", "undefined"):
+            setattr(found, flag, getattr(found, flag) + getattr(made, flag))
+    return found
 
 
-def _checked(row: Row, patterns: tuple[re.Pattern[str], re.Pattern[str]]) -> tuple[Record, int, str]:
-    """The record, how many control tokens were broken, and why it can't be written; an empty reason where it can."""
+_Texts: TypeAlias = dict[str, list[str] | None]
+
+
+def _checked(row: Row, columns: Sequence[str], patterns: tuple[re.Pattern[str], re.Pattern[str]]) -> tuple[Record, _Texts, int, str]:
+    """The record, its JSON columns as text, how many control tokens were broken, and why it can't be written; empty where it can."""
     try:
         record, broken = _record(row, patterns)
-        return record, broken, next(filter(None, map(unfit, record.values())), "")
+        texts = {column: None if record[column] is None else [dumps(item) for item in record[column]] for column in columns}
+        return record, texts, broken, next(filter(None, (_unfit(value, texts.get(name)) for name, value in record.items())), "")
     except RecursionError:
-        return {}, 0, "nested too deeply"
+        return {}, {}, 0, "nested too deeply"
     except ValueError as error:
-        return {}, 0, f"no record can be made of it: {error}"[:200]
+        return {}, {}, 0, f"no record can be made of it: {error}"[:200]
+
+
+_SUSPECT = re.compile(r"[0-9]{19}|NaN|Infinity|\\u[dD][89a-fA-F]")
+_FRACTION = re.compile(r"[0-9][.eE]")
+
+
+def _unfit(value: Any, texts: list[str] | None) -> str:
+    """`unfit`, asked only of what has a text that may say so: looking through text is many times faster."""
+    if texts is not None and not any(map(_SUSPECT.search, texts)):
+        return ""
+    return unfit(value)
+
+
+def _fraction(value: Any, texts: list[str] | None) -> bool:
+    return texts is not None and any(map(_FRACTION.search, texts)) and has_fraction(value)
 
 
 def _record(row: Row, patterns: tuple[re.Pattern[str], re.Pattern[str]]) -> tuple[Record, int]:
@@ -135,5 +191,5 @@ def _flat(record: Record, columns: Iterable[str]) -> list[Record]:
     return [message for item in items for message in (item if isinstance(item, list) else [item])]
 
 
-def _call_ids(messages: Iterable[Record]) -> list[Any]:
+def _call_ids(messages: Iterable[Mapping[str, Any]]) -> list[Any]:
     return [call.get("id") for fields in messages for call in fields.get("tool_calls") or ()]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Generic, Literal, TypeAlias, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 from counterplay.core.canonical import chain_key, content_key
 from counterplay.core.nouns import Grade, Message, ToolSpec, Trace, Trajectory
@@ -49,6 +49,13 @@ class Lineage:
         return self.task or next(iter(self.traces), "") or self.search
 
 
+class Valued(Protocol):
+    """What has the columns of a row that are numbers or labels."""
+
+    @property
+    def values(self) -> Mapping[str, Any]: ...
+
+
 class Row:
     """One training example: messages in named columns, values beside them, and where it all comes from.
 
@@ -76,8 +83,11 @@ class Row:
         return {}
 
     @classmethod
-    def arrange(cls, rows: Sequence[Row]) -> Sequence[int]:
-        """The order in which rows of this kind are written into one split, as indices; as they come where the order does not matter."""
+    def arrange(cls, rows: Sequence[Valued]) -> Sequence[int]:
+        """The order in which rows of this kind are written into one split, as indices; as they come where the order does not matter.
+
+        Of each row, `values` has its `label` and `probability`; its messages are not at hand.
+        """
         return range(len(rows))
 
     @cached_property

@@ -2,44 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from counterplay.core.canonical import canonical, content_key, dumps
 from counterplay.core.nouns import Message
-from counterplay.finetune.rows import AnyRow, Drop, Lineage, Row
+from counterplay.finetune.rows import AnyRow, Drop, Row
 
 SplitBy: TypeAlias = Literal["task", "session", "user"]
-_REFUTED = "the same is labelled the other way elsewhere"
+REFUTED = "the same is labelled the other way elsewhere"
 BY: tuple[SplitBy, ...] = ("task", "session")
 
 
-def distinct(rows: Iterable[AnyRow]) -> tuple[list[AnyRow], list[Drop]]:
-    """The rows without repetitions, first come first kept; white space and letter case of texts, and call ids, make no difference.
+class Distinct:
+    """Which rows say what an earlier one has said; white space and letter case of texts, and call ids, make no difference.
 
     Rows that say the same and are labelled otherwise (KTO) contradict each other: none of them is kept.
     """
-    found: dict[str, tuple[AnyRow, str]] = {}
-    drops, refuted = [], set[str]()
-    for row in rows:
+
+    def __init__(self) -> None:
+        self._first: dict[bytes, int] = {}
+        self._labels: dict[int, str] = {}
+        self._refuted: set[int] = set()
+
+    def reason(self, number: int, row: Row) -> str:
+        """Why the row is left out, as one that repeats or contradicts another; empty where it is the first of its kind."""
         key, label = _gist(row), canonical(row.values.get("label"))
-        if key not in found:
-            found[key] = row, label
-        elif found[key][1] == label:
-            drops.append(Drop("a duplicate", row.name))
+        first = self._first.setdefault(key, number)
+        if first == number:
+            if label != "null":
+                self._labels[number] = label
+            return ""
+        if self._labels.get(first, "null") == label:
+            return "a duplicate"
+        self._refuted.add(first)
+        return REFUTED
+
+    @property
+    def refuted(self) -> list[int]:
+        """The first ones that later ones contradict."""
+        return sorted(self._refuted)
+
+
+def distinct(rows: Iterable[AnyRow]) -> tuple[list[AnyRow], list[Drop]]:
+    """The rows without repetitions (`Distinct`), first come first kept."""
+    found, kept, drops = Distinct(), dict[int, AnyRow](), list[Drop]()
+    for number, row in enumerate(rows):
+        reason = found.reason(number, row)
+        if reason:
+            drops.append(Drop(reason, row.name))
         else:
-            refuted.add(key)
-            drops.append(Drop(_REFUTED, row.name))
-    drops += [Drop(_REFUTED, row.name) for key, (row, _) in found.items() if key in refuted]
-    return [row for key, (row, _) in found.items() if key not in refuted], drops
+            kept[number] = row
+    drops += [Drop(REFUTED, kept.pop(number).name) for number in found.refuted]
+    return list(kept.values()), drops
 
 
-def _gist(row: Row) -> str:
+def _gist(row: Row) -> bytes:
     trained = {name: value for name, value in row.values.items() if name == "trained" or name.endswith("_trained")}
     said = {column: [_said(message) for message in messages] for column, messages in row.parts.items()}
     state = [row.lineage.task, list(row.lineage.nodes)] if row.kind == "grpo" else []
-    return content_key(dumps([row.kind, said, trained, state, [tool.wire for tool in row.tools]]))
+    return bytes.fromhex(content_key(dumps([row.kind, said, trained, state, [tool.wire for tool in row.tools]])))
 
 
 def _said(message: Message) -> list[str]:
@@ -49,8 +72,23 @@ def _said(message: Message) -> list[str]:
     return [message.role, *(" ".join(text.split()).casefold() for text in texts), message.signature if message.tool_calls else ""]
 
 
+class Sourced(Protocol):
+    """What ties a row to others: a `Lineage`, or what is kept of one."""
+
+    @property
+    def task(self) -> str | None: ...
+    @property
+    def traces(self) -> tuple[str, ...]: ...
+    @property
+    def sessions(self) -> tuple[str, ...]: ...
+    @property
+    def users(self) -> tuple[str, ...]: ...
+    @property
+    def search(self) -> str: ...
+
+
 def assign(
-    lineages: Sequence[Lineage],
+    lineages: Sequence[Sourced],
     shares: Mapping[str, float],
     seed: int,
     *,
@@ -63,14 +101,17 @@ def assign(
     out of `by`. A group's split follows from its smallest name and `seed` alone, so it stays when other groups come and go. The split with
     the largest share is never left empty: where all groups would go elsewhere, they go there.
     """
-    more = ties or [()] * len(lineages)
-    groups = _connected([[*_ties(lineage, row, by), *also] for row, (lineage, also) in enumerate(zip(lineages, more, strict=True))])
-    chosen = [_draw(group, shares, seed) for group in groups]
     main = max(shares, key=lambda name: shares[name])
-    return chosen if main in chosen else [main] * len(chosen)
+    if len(shares) == 1:
+        return [main] * len(lineages)
+    more = ties or [()] * len(lineages)
+    groups = _connected([*_ties(lineage, row, by), *also] for row, (lineage, also) in enumerate(zip(lineages, more, strict=True)))
+    drawn = {group: _draw(group, shares, seed) for group in set(groups)}
+    chosen = [drawn[group] for group in groups]
+    return chosen if main in drawn.values() else [main] * len(chosen)
 
 
-def _ties(lineage: Lineage, row: int, by: Sequence[SplitBy]) -> Iterable[str]:
+def _ties(lineage: Sourced, row: int, by: Sequence[SplitBy]) -> Iterable[str]:
     kinds = {"session": lineage.sessions, "user": lineage.users, "task": () if lineage.task is None else (lineage.task,)}
     names = [
         *(f"trace:{trace}" for trace in lineage.traces),
@@ -79,9 +120,9 @@ def _ties(lineage: Lineage, row: int, by: Sequence[SplitBy]) -> Iterable[str]:
     return names or [f"search:{lineage.search}" if lineage.search else f"row:{row}"]
 
 
-def _connected(ties: Sequence[Sequence[str]]) -> list[str]:
+def _connected(ties: Iterable[Sequence[str]]) -> list[str]:
     """The name of each row's group: the smallest of all names tied together."""
-    leader: dict[Hashable, str] = {}
+    leader: dict[str, str] = {}
 
     def find(name: str) -> str:
         while leader.setdefault(name, name) != name:
@@ -89,11 +130,13 @@ def _connected(ties: Sequence[Sequence[str]]) -> list[str]:
             name = leader[name]
         return name
 
+    firsts = []
     for names in ties:
         for name in names[1:]:
             low, high = sorted((find(names[0]), find(name)))
             leader[high] = low
-    return [find(names[0]) for names in ties]
+        firsts.append(find(names[0]))
+    return [find(first) for first in firsts]
 
 
 def _draw(group: str, shares: Mapping[str, float], seed: int) -> str:

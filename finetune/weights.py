@@ -5,12 +5,15 @@ Both columns are 1 on average over the rows they are computed for, so that they 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from pathlib import Path
 
 from counterplay.core.nouns import Trace
 from counterplay.finetune.labels.steps import SUCCESS
 from counterplay.finetune.rows import Drop, Harvest, SFTRow, SourcedTree
+from counterplay.finetune.spool import Objects
 from counterplay.finetune.trajectories import attempts
 from counterplay.search.counts import lines, mean
 from counterplay.search.tree import Node
@@ -56,7 +59,7 @@ def advantage_weighted(harvest: Harvest[SFTRow], trees: Iterable[SourcedTree], t
     `trees` and `traces` are those the rows were made of. Rows that are no better than the mean teach nothing and are left out. A row
     without a score counts as 1.
     """
-    return _weighted(harvest, attempts(trees, traces), lambda score, made: score - sum(made) / len(made))
+    return _scaled_at_once(advantages_of(harvest, trees, traces))
 
 
 def oreal_weighted(harvest: Harvest[SFTRow], trees: Iterable[SourcedTree], traces: Iterable[Trace] = ()) -> Harvest[SFTRow]:
@@ -66,9 +69,55 @@ def oreal_weighted(harvest: Harvest[SFTRow], trees: Iterable[SourcedTree], trace
     state, else its process reward, else those before it (one half at first). Rows of logs alone have no such values, and all their
     steps weigh alike. Failures have no row: TRL's SFT loss has no place for a negative weight; KTO's and GRPO's have.
     """
+    return _scaled_at_once(oreal_of(harvest, trees, traces))
+
+
+def advantages_of(harvest: Harvest[SFTRow], trees: Iterable[SourcedTree], traces: Iterable[Trace] = ()) -> Harvest[SFTRow]:
+    """`advantage_weighted` for some tasks of many: the weights are still to be brought to mean 1 (`scaled`)."""
+    return _weighted(harvest, attempts(trees, traces), lambda score, made: score - sum(made) / len(made))
+
+
+def oreal_of(harvest: Harvest[SFTRow], trees: Iterable[SourcedTree], traces: Iterable[Trace] = ()) -> Harvest[SFTRow]:
+    """`oreal_weighted` for some tasks of many: the weights are still to be brought to mean 1 (`scaled`)."""
     trees = list(trees)
     weighted = _weighted(harvest, attempts(trees, traces), lambda score, made: max(0.0, reshaped([score, *_others(score, made)])[0]))
     return _step_weighted(weighted, trees)
+
+
+@dataclass(frozen=True, slots=True)
+class _Total:
+    """What weights of rows and of steps come to, over how many of either."""
+
+    rows: int = 0
+    weight: float = 0.0
+    trained: int = 0
+    steps: float = 0.0
+
+    def and_of(self, row: SFTRow) -> _Total:
+        trained = sum(row.trained) if row.step_weights else 0
+        return _Total(self.rows + 1, self.weight + row.weight, self.trained + trained, self.steps + sum(row.step_weights))
+
+    def scaled(self, row: SFTRow) -> SFTRow:
+        weight = row.weight * self.rows / self.weight if self.weight > 0 else 0.0
+        scale = self.trained / self.steps if self.steps else 0.0
+        return replace(row, weight=weight, step_weights=tuple(each * scale for each in row.step_weights))
+
+
+def scaled(found: Iterable[Harvest[SFTRow]], folder: Path) -> Iterator[Harvest[SFTRow]]:
+    """Many harvests of weighted rows, set aside in `folder`, with weights of rows and of steps that are 1 on average over all of them."""
+    rows, total = Objects(folder), _Total()
+    for harvest in found:
+        for row in harvest.rows:
+            rows.add(row)
+            total = total.and_of(row)
+        yield Harvest((), harvest.drops)
+    for number in range(len(rows)):
+        yield Harvest((total.scaled(rows.get(number)),))
+
+
+def _scaled_at_once(found: Harvest[SFTRow]) -> Harvest[SFTRow]:
+    total = reduce(_Total.and_of, found.rows, _Total())
+    return Harvest(tuple(map(total.scaled, found.rows)), found.drops)
 
 
 def _others(score: float, made: Sequence[float]) -> list[float]:
@@ -80,39 +129,32 @@ def _others(score: float, made: Sequence[float]) -> list[float]:
 
 
 def _weighted(harvest: Harvest[SFTRow], made: dict[str, list[float]], weigh: Callable[[float, Sequence[float]], float]) -> Harvest[SFTRow]:
-    kept: list[tuple[SFTRow, float]] = []
+    kept: list[SFTRow] = []
     drops = list(harvest.drops)
     for row in harvest.rows:
         score = 1.0 if row.score is None else min(1.0, row.score)
         others = made.get(row.lineage.unit, [])
         weight = weigh(score, others) if len(others) > 1 else 0.0
         if weight > 1e-12:
-            kept.append((row, weight))
+            kept.append(replace(row, weight=weight))
         else:
             reason = "no better than the mean of its task" if len(others) > 1 else "one attempt alone has nothing to be better than"
             drops.append(Drop(reason, row.name))
-    weights = normalised([weight for _, weight in kept])
-    return Harvest(tuple(replace(row, weight=weight) for (row, _), weight in zip(kept, weights, strict=True)), tuple(drops))
+    return Harvest(tuple(kept), tuple(drops))
 
 
 def _step_weighted(harvest: Harvest[SFTRow], trees: Sequence[SourcedTree]) -> Harvest[SFTRow]:
     ends = {(source.search, leaf.state.key): (source, leaf) for source in trees for leaf in source.tree.finished()}
-    made: list[tuple[SFTRow, list[float]]] = []
+    made: list[SFTRow] = []
     drops = list(harvest.drops)
     for row in harvest.rows:
         found = ends.get((row.lineage.search, row.lineage.nodes[0])) if row.lineage.nodes else None
         weights = [float(flag) for flag in row.trained] if found is None else _of_messages(row, *found)
         if any(weights):
-            made.append((row, weights))
+            made.append(replace(row, step_weights=tuple(weights)))
         else:
             drops.append(Drop("no trained step of it raises its chances above one half", row.name))
-    trained = sum(sum(row.trained) for row, _ in made)
-    total = sum(sum(weights) for _, weights in made)
-    scale = trained / total if total else 0.0
-    scaled = [tuple(weight * scale for weight in weights) for _, weights in made]
-    of_rows = normalised([row.weight for row, _ in made])
-    rows = zip((row for row, _ in made), of_rows, scaled, strict=True)
-    return Harvest(tuple(replace(row, weight=weight, step_weights=steps) for row, weight, steps in rows), tuple(drops))
+    return Harvest(tuple(made), tuple(drops))
 
 
 def _of_messages(row: SFTRow, source: SourcedTree, leaf: Node) -> list[float]:

@@ -6,41 +6,41 @@ Written beside its place and renamed into it, so that a folder is whole or not t
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, get_args
 
-from counterplay.core.canonical import dumps, loads
+from counterplay.core.canonical import loads
 from counterplay.core.errors import UserError
 from counterplay.core.nouns import Trace
 from counterplay.finetune.balance import balance
-from counterplay.finetune.card import MANIFEST, DatasetReport, card, sources
-from counterplay.finetune.formats import FORMATS, UnsayableError
-from counterplay.finetune.gates.account import account, told
-from counterplay.finetune.kinds import LAYOUTS, LINEAGE
-from counterplay.finetune.noise import noise_of
-from counterplay.finetune.pairs import label_noise
-from counterplay.finetune.records import Record, Records, make_records
-from counterplay.finetune.rows import AnyRow, Drop, Gate, Harvest, Kind, Row
-from counterplay.finetune.splits import BY, SplitBy, assign, distinct
+from counterplay.finetune.card import DROPPED, MANIFEST, DatasetReport, Origin, card, sources
+from counterplay.finetune.files import Format, Writing
+from counterplay.finetune.gates.account import account
+from counterplay.finetune.gates.protocol import TieSource
+from counterplay.finetune.incoming import AnyGate, Incoming, PlainTies
+from counterplay.finetune.kinds import LAYOUTS
+from counterplay.finetune.noise import estimated
+from counterplay.finetune.records import Record, RecordMaker
+from counterplay.finetune.rows import AnyRow, Harvest, Kind, Row
+from counterplay.finetune.splits import BY, SplitBy, assign
+from counterplay.finetune.spool import NAMED, Dropped, write_dropped
 
-Format: TypeAlias = Literal["parquet", "jsonl", "openai", "sharegpt"]
-
-Ties: TypeAlias = Callable[[Sequence[Row]], Sequence[Sequence[str]]]
-"""Names for every row; rows that have one in common stay in one split."""
-
-GROUP_CHARS = 1 << 28
-"""How much JSON text a row group of a Parquet file holds, unless one row is longer: at 4 bytes a character half of what Arrow can."""
+GROUP_CHARS = 1 << 24
+"""How much JSON text a row group of a Parquet file holds, unless one row is longer: what is in memory of a dataset while it is written."""
 
 NINE_TO_ONE: Mapping[str, float] = {"train": 0.9, "test": 0.1}
 
 
 def write_dataset(
-    rows: Harvest[AnyRow] | Sequence[AnyRow],
+    rows: Harvest[AnyRow] | Sequence[AnyRow] | Iterator[Harvest[AnyRow]],
     folder: str | Path,
     *,
     tokenizer: Any = None,
@@ -49,23 +49,25 @@ def write_dataset(
     seed: int = 0,
     formats: Sequence[Format] = ("parquet", "jsonl"),
     licence: str = "unknown",
-    gates: Sequence[Gate] = (),
+    gates: Sequence[AnyGate] = (),
     by: Sequence[SplitBy] = BY,
-    ties: Ties | None = None,
-    traces: Iterable[Trace] = (),
+    ties: TieSource | PlainTies | None = None,
+    traces: Iterable[Trace | Origin] = (),
     settings: Mapping[str, object] | None = None,
 ) -> DatasetReport:
     """Write rows of one kind as a dataset. Replaces a dataset written here before, and nothing else.
 
+    An iterator of harvests is read once, and what it gives is set aside on disk: only a little of each row stays in memory, as long as
+    `gates` and `ties` can say so (`gates.protocol`). A gate or ties that are a mere function are given all rows at once.
+
     `tokenizer` is a transformers tokenizer whose chat template measures every row; rows over `max_length` tokens are dropped by
     name (None: measured, never dropped). Rows pass the `gates` in their order. `split` gives each split's share; tasks, traces
     and what `by` names are never shared between splits, nor are rows with a name of `ties` in common, which gives names for every row.
-    `traces` are those that the lineage names, and `settings` what chose the rows; both are for the card alone.
+    `traces` are those that the lineage names, and `settings` what chose the rows; both are for the card alone, and `traces` are read last.
 
     Raises UserError where no row is left, or none that one of the `formats` can say, where `max_length` has no tokenizer, and where
     `folder` holds something else.
     """
-    incoming, lost = (rows.rows, rows.drops) if isinstance(rows, Harvest) else (rows, ())
     target = Path(folder)
     _check_target(target)
     if max_length is not None and tokenizer is None:
@@ -73,42 +75,59 @@ def write_dataset(
     _check_formats(formats)
     if not split or min(split.values()) < 0 or sum(split.values()) <= 0:
         raise UserError(f"got split {dict(split)}", "shares that are not negative")
-    kept: Sequence[Row]
-    kept, repeated = distinct(incoming)
-    drops = [*lost, *repeated]
-    for gate in gates:
-        kept, refused = gate(kept)
-        drops += refused
-    made = make_records(kept, tokenizer=tokenizer, max_length=max_length)
-    drops = told([*drops, *made.drops], gates)
-    if not made.kept:
-        raise UserError(f"no row is left to write to {target}", "at least one", f"Left out: {_reasons(drops) or 'nothing; none came in'}.")
-    rows_kept = [row for row, _ in made.kept]
-    names = assign(
-        [row.lineage for row in rows_kept], split, seed, by=by, ties=ties(rows_kept) if ties is not None and len(split) > 1 else ()
-    )
-    parts = {name: _arranged(pair for pair, place in zip(made.kept, names, strict=True) if place == name) for name in split}
-    kind = made.kept[0][0].kind
-    lines, unsayable = _lines(kind, parts, formats)
-    report = _report(
-        target,
-        kind,
-        made,
-        parts,
-        tuple(drops),
-        unsayable=unsayable,
-        sources=sources([row.lineage for row in rows_kept], traces),
-        by=tuple(by),
-        gates=account(Counter(drop.reason for drop in drops), gates, max_length=max_length),
-        settings={name: value for name, value in (settings or {}).items() if value is not None},
-        max_length=max_length,
-        split=split,
-        seed=seed,
-        licence=licence,
-        formats=tuple(formats),
-    )
-    _replace(parts, lines, report)
+    maker = RecordMaker(tokenizer=tokenizer, max_length=max_length)
+    incoming = Incoming(beside(target), maker, gates, ties if len(split) > 1 else None)
+    for harvest in _harvests(rows):
+        incoming.take(harvest)
+    kept = incoming.kept()
+    dropped = _added(incoming.stages)
+    if incoming.row_type is None or not kept:
+        left_out = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common(5)) or "nothing; none came in"
+        raise UserError(f"no row is left to write to {target}", "at least one", f"Left out: {left_out}.")
+    chosen = assign([incoming[number] for number in kept], split, seed, by=by, ties=incoming.ties(kept))
+    parts = {name: _arranged(incoming, [n for n, place in zip(kept, chosen, strict=True) if place == name]) for name in split}
+    writing = Writing(incoming, parts, kept, incoming.row_type.kind, tuple(formats), GROUP_CHARS)
+    with _replacing(target) as fresh:
+        writing.run(fresh)
+        report = _report(
+            target,
+            writing,
+            dropped,
+            sources=sources({trace for number in kept for trace in incoming[number].traces}, traces),
+            by=tuple(by),
+            gates=account(dropped, gates, max_length=max_length),
+            settings={name: value for name, value in (settings or {}).items() if value is not None},
+            max_length=max_length,
+            split=split,
+            seed=seed,
+            licence=licence,
+            formats=tuple(formats),
+            replaced=(target / MANIFEST).is_file(),
+        )
+        if not report.all_named:
+            write_dropped(fresh / DROPPED, incoming.stages)
+        escaped = {"encoding": "utf-8", "errors": "backslashreplace"}  # names of what was left out may hold lone surrogates
+        (fresh / "README.md").write_text(card(report), **escaped)
+        (fresh / MANIFEST).write_text(json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n", **escaped)
     return report
+
+
+def _harvests(rows: Harvest[AnyRow] | Sequence[AnyRow] | Iterator[Harvest[AnyRow]]) -> Iterable[Harvest[AnyRow]]:
+    if isinstance(rows, Harvest):
+        return [rows]
+    return rows if isinstance(rows, Iterator) else [Harvest(tuple(rows))]
+
+
+def beside(target: Path) -> Path:
+    """The folder that `target` is to be in, or the nearest above it that there is."""
+    return next((folder for folder in target.absolute().parents if folder.is_dir()), Path(target.anchor))
+
+
+def _added(stages: Iterable[Dropped]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for stage in stages:
+        counts.update(stage.counts)
+    return counts
 
 
 def _check_formats(formats: Sequence[Format]) -> None:
@@ -117,33 +136,11 @@ def _check_formats(formats: Sequence[Format]) -> None:
         raise UserError(f"got formats {', '.join(formats) or 'none'}", f"at least one of {', '.join(known)}")
 
 
-def _arranged(made: Iterable[tuple[Row, Record]]) -> list[Record]:
-    """The records of one split in the order their kind is written in."""
-    pairs = list(made)
-    return [pairs[index][1] for index in type(pairs[0][0]).arrange([row for row, _ in pairs])] if pairs else []
-
-
-_Lines: TypeAlias = dict[str, dict[str, list[Record]]]
-
-
-def _lines(kind: Kind, parts: Mapping[str, list[Record]], formats: Sequence[Format]) -> tuple[_Lines, dict[str, dict[str, int]]]:
-    """For every format of lines, those of each split; and what a format has no words for, by reason."""
-    lines: _Lines = {"jsonl": dict(parts)} if "jsonl" in formats else {}
-    unsayable: dict[str, dict[str, int]] = {}
-    for name in (name for name in formats if name in FORMATS):
-        lost: Counter[str] = Counter()
-        lines[name] = {split: [] for split in parts}
-        for split, records in parts.items():
-            for record in records:
-                try:
-                    lines[name][split].append(FORMATS[name](kind, record))
-                except UnsayableError as error:
-                    lost[str(error)] += 1
-        if not any(lines[name].values()):
-            why = ", ".join(f"{count} with {reason}" for reason, count in lost.most_common(3))
-            raise UserError(f"no row can be said in the {name} format: {why}", "at least one", "Leave that format out.")
-        unsayable[name] = dict(lost)
-    return lines, unsayable
+def _arranged(incoming: Incoming, numbers: Sequence[int]) -> Sequence[int]:
+    """The rows of one split in the order their kind is written in."""
+    row_type = incoming.row_type or Row
+    order = row_type.arrange([incoming[number] for number in numbers]) if numbers else ()
+    return [numbers[index] for index in order]
 
 
 _AGAIN = "Export the dataset again, into a new folder."
@@ -171,10 +168,6 @@ def read_dataset(folder: str | Path, split: str = "train") -> tuple[Kind, list[R
     return kind, records
 
 
-def _reasons(drops: Sequence[Drop]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in Counter(drop.reason for drop in drops).most_common(5))
-
-
 def _check_target(target: Path) -> None:
     if target.exists() and not (target.is_dir() and ((target / MANIFEST).is_file() or not any(target.iterdir()))):
         raise UserError(
@@ -182,30 +175,31 @@ def _check_target(target: Path) -> None:
         )
 
 
-def _report(
-    target: Path, kind: Kind, made: Records, parts: Mapping[str, list[Record]], drops: tuple[Drop, ...], **settings: Any
-) -> DatasetReport:
-    rows = [row for row, _ in made.kept]
+def _report(target: Path, writing: Writing, dropped: Counter[str], **settings: Any) -> DatasetReport:
+    rows = [writing.incoming[number] for number in writing.kept]
+    lengths = [row.length for row in rows if row.length is not None]
+    probabilities = [row.probability for row in rows if row.probability is not None]
     return DatasetReport(
         folder=target,
-        kind=kind,
-        rows={name: len(part) for name, part in parts.items()},
-        tasks={name: len({record["task"] for record in part} - {None}) for name, part in parts.items()},
-        dropped=dict(Counter(drop.reason for drop in drops).most_common()),
-        drops=drops,
-        grades=dict(Counter(row.lineage.grade.name.lower() for row in rows).most_common()),
-        algorithms=dict(Counter(row.lineage.algorithm or "logged" for row in rows).most_common()),
-        verifiers=tuple(sorted({name for row in rows for name in row.lineage.verifiers})),
-        tokens=_lengths(made.lengths) if made.lengths else None,
-        label_noise=label_noise(rows) if any(row.values.get("probability", 1.0) < 1.0 for row in rows) else None,
-        noise=noise_of([record for _, record in made.kept]) if kind in ("dpo", "reward") else None,
-        labels=dict(Counter(row.values["label"] for row in rows)) if "label" in LAYOUTS[kind].values else None,
-        neutralised=made.neutralised,
-        reissued=made.reissued,
-        fractions=made.fractions,
-        undefined=made.undefined,
-        logged=sum(row.lineage.logged for row in rows),
-        balance=balance(rows),
+        kind=writing.kind,
+        rows={name: len(part) for name, part in writing.parts.items()},
+        tasks={name: len({writing.incoming[number].task for number in part} - {None}) for name, part in writing.parts.items()},
+        dropped=dict(dropped.most_common()),
+        drops=tuple(islice(chain.from_iterable(writing.incoming.stages), NAMED)),
+        grades=dict(Counter(row.grade.name.lower() for row in rows).most_common()),
+        algorithms=dict(Counter(row.algorithm or "logged" for row in rows).most_common()),
+        verifiers=tuple(sorted({name for row in rows for name in row.verifiers})),
+        tokens=_lengths(lengths) if lengths else None,
+        label_noise=sum(1.0 - each for each in probabilities) / len(probabilities) if any(each < 1.0 for each in probabilities) else None,
+        noise=estimated(writing.differences(), probabilities) if writing.kind in ("dpo", "reward") else None,
+        labels=dict(Counter(row.label for row in rows)) if "label" in LAYOUTS[writing.kind].values else None,
+        neutralised=sum(row.neutralised for row in rows),
+        reissued=sum(row.reissued for row in rows),
+        fractions=sum(row.fractions for row in rows),
+        undefined=sum(row.undefined for row in rows),
+        logged=sum(row.logged for row in rows),
+        unsayable=writing.unsayable,
+        balance=balance(row.taught for row in rows),
         **settings,
     )
 
@@ -216,13 +210,16 @@ def _lengths(lengths: Sequence[int]) -> dict[str, int]:
     return {**{name: ordered[round(rank * (len(ordered) - 1))] for name, rank in ranks.items()}, "total": sum(ordered)}
 
 
-def _replace(parts: Mapping[str, list[Record]], lines: _Lines, report: DatasetReport) -> None:
-    target = report.folder
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A new folder beside `target` that takes its place once it is whole; until then, and where it fails, what was there stays."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    _tidy(target)
     fresh, old = (target.with_name(f".{target.name}.{state}-{os.getpid()}") for state in ("new", "old"))
     shutil.rmtree(fresh, ignore_errors=True)
     try:
-        _write(fresh, parts, lines, report)
+        fresh.mkdir()
+        yield fresh
         if target.exists():
             target.rename(old)
         fresh.rename(target)
@@ -235,78 +232,25 @@ def _replace(parts: Mapping[str, list[Record]], lines: _Lines, report: DatasetRe
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write(folder: Path, parts: Mapping[str, list[Record]], lines: _Lines, report: DatasetReport) -> None:
-    folder.mkdir()
-    if "parquet" in report.formats:
-        (folder / "data").mkdir()
-        for name, records in parts.items():
-            if records:
-                _write_parquet(folder / "data" / f"{name}.parquet", report.kind, records)
-    for place, named in lines.items():
-        (folder / place).mkdir()
-        for name, records in named.items():
-            if records:
-                (folder / place / f"{name}.jsonl").write_text("".join(dumps(record) + "\n" for record in records), encoding="utf-8")
-    escaped = {"encoding": "utf-8", "errors": "backslashreplace"}  # names of what was left out may hold lone surrogates
-    (folder / "README.md").write_text(card(report), **escaped)
-    (folder / MANIFEST).write_text(json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n", **escaped)
+def _tidy(target: Path) -> None:
+    """Remove what processes that were killed have left beside `target`."""
+    for place in target.parent.glob(f".{glob.escape(target.name)}.*-*"):
+        state, _, pid = place.name.removeprefix(f".{target.name}.").rpartition("-")
+        if state in ("new", "old") and pid.isdecimal() and not _alive(int(pid)):
+            if state == "old" and not target.exists():
+                place.rename(target)
+            else:
+                shutil.rmtree(place, ignore_errors=True)
 
 
-def _write_parquet(path: Path, kind: Kind, records: Sequence[Record]) -> None:
-    import pyarrow.parquet as pq
-
-    groups = (_table(kind, group) for group in _groups(records, LAYOUTS[kind].json))
-    first = next(groups)
-    with pq.ParquetWriter(path, first.schema, compression="zstd") as writer:
-        writer.write_table(first)
-        for table in groups:
-            writer.write_table(table)
-
-
-def _groups(records: Iterable[Record], columns: Sequence[str]) -> Iterator[list[Record]]:
-    """The records with the items of `columns` as JSON text, in groups of about `GROUP_CHARS`: a column of Arrow's holds 2 GiB."""
-    group: list[Record] = []
-    size = 0
-    for record in records:
-        texts = {column: None if record[column] is None else [dumps(item) for item in record[column]] for column in columns}
-        more = sum(len(text) for column in texts.values() for text in column or ())
-        if group and size + more > GROUP_CHARS:
-            yield group
-            group, size = [], 0
-        group.append({**record, **texts})
-        size += more
-    yield group
-
-
-def _table(kind: Kind, records: Sequence[Record]) -> Any:
-    import pyarrow as pa
-
-    arrays, features = {}, {}
-    layout = LAYOUTS[kind]
-    types = {**layout.values, **LINEAGE}
-    for column in records[0]:
-        values = [record[column] for record in records]
-        if column in layout.json:
-            arrays[column], features[column] = _json_lists(values), {"feature": {"_type": "Json"}, "_type": "List"}
-            continue
-        declared = types[column]
-        name = declared[0] if isinstance(declared, list) else declared
-        arrow = pa.float64() if name == "float64" else pa.type_for_alias(name)
-        feature: dict[str, Any] = {"dtype": name, "_type": "Value"}
-        arrays[column] = pa.array(values, pa.list_(arrow) if isinstance(declared, list) else arrow)
-        features[column] = {"feature": feature, "_type": "List"} if isinstance(declared, list) else feature
-    return pa.table(arrays).replace_schema_metadata({"huggingface": dumps({"info": {"features": features}})})
-
-
-def _json_lists(values: Sequence[Sequence[str] | None]) -> Any:
-    import pyarrow as pa
-
-    texts = pa.array([item for value in values for item in value or ()], pa.string())
-    offsets = [0]
-    for value in values:
-        offsets.append(offsets[-1] + len(value or ()))
-    missing = pa.array([value is None for value in values])
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.ExtensionArray.from_storage(pa.json_(), texts), mask=missing)
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it lives, and is another user's
+    return True
 
 
 def _read_jsonl(path: Path) -> list[Record]:

@@ -35,13 +35,16 @@ if TYPE_CHECKING:
 
 export_app = group("export", "Datasets for TRL and others from logged and searched trajectories.")
 
+_MEMORY = "512MB"
+"""What the store may take while its traces are read one task at a time; it would otherwise keep as much of the file as fits."""
+
 Tau = Annotated[float, typer.Option("--tau", help="Least probability that what is called better is better, in (0.5, 1].")]
 MinScore = Annotated[float, typer.Option("--min-score", help="The verified score or reward that a success has.")]
 Source = Annotated[str, typer.Option("--source", help="logged: by their own outcome; searched: by the verifiers; or both.")]
 
 
 def _shared(
-    out: Annotated[Path, typer.Option("--out", help="The dataset folder to write.")],
+    out: Annotated[str, typer.Option("--out", help="The dataset folder to write, or s3://BUCKET/PREFIX.")],
     store: StoreFile = DEFAULT_STORE,
     min_grade: Annotated[
         str, typer.Option("--min-grade", help="exact, reused, executed or simulated: the worst that may enter.")
@@ -83,13 +86,16 @@ def exporting_command(name: str) -> Callable[[Callable[..., Any]], Callable[...,
 
     def added(function: Callable[..., Any]) -> Callable[..., None]:
         @wraps(function)
-        def command(*, out: Path, store: Path, algorithm: list[str] | None, as_json: bool, **chosen: Any) -> None:
-            from counterplay import exporting, loop
+        def command(*, out: str, store: Path, algorithm: list[str] | None, as_json: bool, **chosen: Any) -> None:
+            from counterplay import exporting, loop, sinks
 
             chosen |= {option: _names(chosen[option]) for option in ("split_by", "formats")}
-            with loop.opened(store, read_only=True) as opened:
-                report = getattr(exporting, f"export_{name}")(opened, out, algorithms=algorithm, **chosen)
-            console.emit({**report.to_json(), "folder": str(report.folder)}, as_json=as_json, human=_shown(report))
+            with loop.opened(store, read_only=True, memory=_MEMORY) as opened, sinks.landing(out, beside=store) as folder:
+                report = getattr(exporting, f"export_{name}")(opened, folder, algorithms=algorithm, **chosen)
+            place = str(report.folder) if str(folder) == out else sinks.sink_of(out).uri
+            console.emit({**report.to_json(), "folder": place}, as_json=as_json, human=_shown(report, place))
+            if report.replaced:
+                console.err.print(f"the dataset that was in {report.folder} is replaced")
             for split in (name for name, count in report.rows.items() if not count):
                 tasks = sum(report.tasks.values())
                 console.err.print(f"the split {split} is empty: its share fell on none of {tasks} tasks; another --seed draws anew")
@@ -211,15 +217,28 @@ def ablate(
 @export_app.command("parquet")
 @bounded
 def export_parquet(
-    out: Annotated[Path, typer.Option("--out", help="The folder to write; files of earlier exports in it are replaced.")],
+    out: Annotated[str, typer.Option("--out", help="A folder or s3://BUCKET/PREFIX; files of earlier exports in it are replaced.")],
     store: StoreFile = DEFAULT_STORE,
+    by: Annotated[
+        str | None, typer.Option("--by", help="date, month or bucket (of tasks): a folder a partition. Without it one file a view.")
+    ] = None,
+    only_new: Annotated[bool, typer.Option("--only-new", help="With --by: leave partitions alone that have not changed.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """The views that counterplay sql asks, one Parquet file each, for pandas, polars, Spark and the like."""
-    from counterplay import loop
+    from counterplay import loop, sinks
+    from counterplay.core.errors import UserError
 
+    if only_new and by is None:
+        raise UserError("got --only-new without --by", "both", "Give --by date.")
     with loop.opened(store, read_only=True) as opened:
-        rows = opened.write_parquet(out)
+        if by is not None:
+            with console.ticking("partitions written", quiet=as_json) as tick:
+                report = sinks.export_partitions(opened, out, by=by, only_new=only_new, on_part=tick.advance)
+            console.emit(report, as_json=as_json)
+            return
+        with sinks.landing(out, beside=store) as folder:
+            rows = opened.write_parquet(folder)
     console.emit({f"{view}.parquet": count for view, count in rows.items()}, as_json=as_json)
 
 
@@ -243,12 +262,16 @@ def export_check(
         raise typer.Exit(1)
 
 
-def _shown(report: DatasetReport) -> list[Any]:
+def _shown(report: DatasetReport, place: str) -> list[Any]:
     """A report as a person reads it: what was written, what was left out and why, and how far to trust the labels."""
+    from counterplay.finetune.card import DROPPED
+
     splits = [(name, count, report.tasks[name]) for name, count in report.rows.items()]
-    parts: list[Any] = [console.table(f"{report.kind} rows in {report.folder}", ["split", "rows", "tasks"], splits)]
+    parts: list[Any] = [console.table(f"{report.kind} rows in {place}", ["split", "rows", "tasks"], splits)]
     if report.dropped:
         parts.append(console.table("left out", ["reason", "how many"], list(report.dropped.items())))
+    if not report.all_named:
+        parts.append(f"All that was left out is named in {place}/{DROPPED}.")
     figures: dict[str, Any] = {"files": ", ".join(report.formats), "grades": dict(report.grades), "licence": report.licence}
     if report.label_noise is not None:
         figures["labels expected to be wrong"] = f"{report.label_noise:.2%}"

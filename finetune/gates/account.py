@@ -50,6 +50,12 @@ def gate_of(reason: str) -> str:
 
 def told(drops: Iterable[Drop], gates: Iterable[Any]) -> list[Drop]:
     """The drops as a report may name them: what a gate with a method `told` finds in names and details is replaced."""
+    clean = teller(gates)
+    return [replace(drop, name=clean(drop.name), detail=clean(drop.detail)) for drop in drops]
+
+
+def teller(gates: Iterable[Any]) -> Callable[[str], str]:
+    """What makes of a text one that a report may hold, by all gates with a method `told`."""
     clean: Sequence[Callable[[str], str]] = [gate.told for gate in gates if hasattr(gate, "told")]
 
     def cleaned(text: str) -> str:
@@ -57,4 +63,4 @@ def told(drops: Iterable[Drop], gates: Iterable[Any]) -> list[Drop]:
             text = gate(text)
         return text
 
-    return [replace(drop, name=cleaned(drop.name), detail=cleaned(drop.detail)) for drop in drops] if clean else list(drops)
+    return cleaned

@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from counterplay.core.canonical import loads
+from counterplay.core.canonical import content_key, loads
 from counterplay.core.errors import UserError
 from counterplay.core.nouns import Message
 from counterplay.finetune.card import MANIFEST
+from counterplay.finetune.gates.protocol import RowOf, Sketches, through
 from counterplay.finetune.gates.words import opening, opening_of, plain, runs, text_of
 from counterplay.finetune.rows import Drop, Row
 
@@ -102,13 +103,13 @@ def entry(name: str, value: Any) -> HeldOutText:
         value = {"messages": value}
     if not isinstance(value, Mapping):
         return HeldOutText(name, (), ())
-    asked = [text for field in _ASKED if isinstance(text := value.get(field), str)]
+    asked = [text for name in _ASKED if isinstance(text := value.get(name), str)]
     said: list[str] = list(asked)
-    for field, part in value.items():
-        if isinstance(part, str) and field not in _ASKED:
+    for column, part in value.items():
+        if isinstance(part, str) and column not in _ASKED:
             said.append(part)
         elif isinstance(part, list) and (messages := _messages(part)):
-            asked += [opening(messages)] if field in ("messages", "prompt") else []
+            asked += [opening(messages)] if column in ("messages", "prompt") else []
             said += map(text_of, messages)
     return HeldOutText(name, tuple(filter(None, asked)), tuple(filter(None, said)))
 
@@ -129,34 +130,25 @@ class HeldOut:
     reason = "held out"
 
     def __call__(self, rows: Sequence[Row]) -> tuple[list[Row], list[Drop]]:
-        import numpy as np
+        return through(self, rows)
 
-        shared = [np.fromiter(self._shared(row), np.int64) for row in rows]
-        common = _in_many_tasks(rows, shared)
-        kept, drops = [], []
-        for row, places in zip(rows, shared, strict=True):
-            own = places[~np.isin(places, common)]
-            matched = self._whole(row) or self._matched(own)
-            if matched:
-                drops.append(Drop(self.reason, row.name, matched))
-            else:
-                kept.append(row)
-        return kept, drops
+    def begin(self) -> Sketches:
+        return _Matches(self)
 
-    def _whole(self, row: Row) -> str:
+    def whole(self, row: Row) -> str:
         for text in (row.lineage.task or "", opening_of(row)):
             if text and (name := self._tasks.get(plain(text))):
                 return f"the task of {name}"
         return ""
 
-    def _matched(self, places: NDArray[np.int64]) -> str:
+    def matched(self, places: NDArray[np.int32]) -> str:
         if not len(places):
             return ""
         counts = Counter(int(self._owners[place]) for place in places)
         first, count = min(counts.items(), key=lambda item: (-item[1], item[0]))
         return f"{count} run{'s' if count > 1 else ''} of {RUN} words with {self.entries[first].name}"
 
-    def _shared(self, row: Row) -> Iterable[int]:
+    def shared(self, row: Row) -> list[int]:
         """The places in `_known` of the held-out runs that a row has."""
         found: set[int] = set()
         for message in {m.wire: m for messages in row.parts.values() for m in messages}.values():
@@ -216,13 +208,48 @@ def _whole_runs(text: str) -> Hashes:
     return found if len(found) > 1 or plain(text).count(" ") + 1 >= RUN else found[:0]
 
 
-def _in_many_tasks(rows: Sequence[Row], shared: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-    """The places that more than `COMMON` tasks of the data have."""
-    import numpy as np
+@dataclass
+class _Matches:
+    """Of every row that has something of what is held out: the runs, the whole text that it is, and the task that it belongs to."""
 
-    by_unit: dict[str, set[int]] = {}
-    for row, places in zip(rows, shared, strict=True):
-        unit = row.lineage.task or plain(opening_of(row)) or row.lineage.unit or row.name  # traces of one text are no tasks of their own
-        by_unit.setdefault(unit, set()).update(places.tolist())
-    counts = Counter(place for places in by_unit.values() for place in places)
-    return np.array([place for place, count in counts.items() if count > COMMON], np.int64)
+    gate: HeldOut
+    _found: dict[int, tuple[bytes, str, str]] = field(default_factory=dict)
+    _names: dict[int, str] = field(default_factory=dict)
+    _equal: dict[bytes, bytes] = field(default_factory=dict)
+
+    def add(self, number: int, row: Row) -> None:
+        import numpy as np
+
+        places, whole = self.gate.shared(row), self.gate.whole(row)
+        if places or whole:
+            kept = np.array(places, np.int32).tobytes()
+            unit = (
+                row.lineage.task or plain(opening_of(row)) or row.lineage.unit or row.name
+            )  # traces of one text are no tasks of their own
+            self._found[number] = self._equal.setdefault(kept, kept), whole, content_key(unit)
+            self._names[number] = row.name
+
+    def refused(self, numbers: Sequence[int], _: RowOf) -> Mapping[int, Drop]:
+        import numpy as np
+
+        found = {number: self._found[number] for number in numbers if number in self._found}
+        common, drops = self._in_many_tasks(found.values()), dict[int, Drop]()
+        for number, (kept, whole, _unit) in found.items():
+            places = np.frombuffer(kept, np.int32)
+            matched = whole or self.gate.matched(places[~np.isin(places, common)])
+            if matched:
+                drops[number] = Drop(self.gate.reason, self._names[number], matched)
+        return drops
+
+    @staticmethod
+    def _in_many_tasks(found: Iterable[tuple[bytes, str, str]]) -> NDArray[np.int32]:
+        """The places that more than `COMMON` tasks of the data have."""
+        import numpy as np
+
+        by_unit: dict[str, set[bytes]] = {}
+        for kept, _, unit in found:
+            by_unit.setdefault(unit, set()).add(kept)
+        counts: Counter[int] = Counter()
+        for each in by_unit.values():
+            counts.update({place for kept in each for place in np.frombuffer(kept, np.int32).tolist()})
+        return np.array([place for place, count in counts.items() if count > COMMON], np.int32)

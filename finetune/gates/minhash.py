@@ -7,9 +7,12 @@ is alike; at the threshold or above one is missed with a probability below 1 %.
 
 from __future__ import annotations
 
+from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
+
+from counterplay.finetune.gates.words import mixed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,8 +41,8 @@ def rows_per_band(threshold: float) -> int:
     return max(fit, default=1)
 
 
-class Index:
-    """Sets by number, in the order they are added; `like` gives the earlier ones that may be alike, each once, in that order."""
+class Signer:
+    """What stands for a set of hashes: the bands of its signature, 8 bytes each."""
 
     def __init__(self, threshold: float) -> None:
         import numpy as np
@@ -48,21 +51,18 @@ class Index:
         self._factors = random.integers(0, 1 << 63, HASHES, np.uint64) * np.uint64(2) + np.uint64(1)
         self._terms = random.integers(0, 1 << 63, HASHES, np.uint64)
         self._rows = rows_per_band(threshold)
-        self._buckets: defaultdict[tuple[int, bytes], list[int]] = defaultdict(list)
+        self._weights = random.integers(0, 1 << 63, HASHES, np.uint64) * np.uint64(2) + np.uint64(1)
 
-    def bands(self, hashes: Hashes) -> list[tuple[int, bytes]]:
-        """The bands of a set's signature; none of an empty set, which is like no other."""
+    def of(self, hashes: Hashes) -> Hashes:
+        """The bands of a set; none of an empty set, which is like no other."""
+        import numpy as np
+
         if not len(hashes):
-            return []
-        found = self._signature(hashes).reshape(-1, self._rows)
-        return [(place, band.tobytes()) for place, band in enumerate(found)]
-
-    def like(self, bands: Sequence[tuple[int, bytes]]) -> Iterator[int]:
-        yield from sorted({number for band in bands if band in self._buckets for number in self._buckets[band]})
-
-    def add(self, number: int, bands: Sequence[tuple[int, bytes]]) -> None:
-        for band in bands:
-            self._buckets[band].append(number)
+            return np.empty(0, np.uint64)
+        with np.errstate(over="ignore"):
+            spread = mixed(self._signature(hashes) * self._weights)
+            found: Hashes = spread.reshape(-1, self._rows).sum(axis=1, dtype=np.uint64)
+        return found
 
     def _signature(self, hashes: Hashes) -> NDArray[np.uint64]:
         import numpy as np
@@ -73,3 +73,54 @@ class Index:
                 part = hashes[start : start + _AT_ONCE]
                 least = np.minimum(least, (part[:, None] * self._factors + self._terms).min(axis=0))
         return least
+
+
+class Index:
+    """Sets by number, in the order they are added; `like` gives the earlier ones that may be alike, each once, by number."""
+
+    def __init__(self, threshold: float) -> None:
+        self._signer = Signer(threshold)
+        self._buckets: defaultdict[int, list[int]] = defaultdict(list)
+
+    def bands(self, hashes: Hashes) -> list[int]:
+        """The bands of a set's signature."""
+        found: list[int] = self._signer.of(hashes).tolist()
+        return found
+
+    def like(self, bands: Sequence[int]) -> Iterator[int]:
+        yield from sorted({number for band in bands if band in self._buckets for number in self._buckets[band]})
+
+    def add(self, number: int, bands: Sequence[int]) -> None:
+        for band in bands:
+            self._buckets[band].append(number)
+
+
+class Bands:
+    """The bands of many sets, by number, as one block of memory; and those that more than one of some sets has."""
+
+    def __init__(self, threshold: float) -> None:
+        self._signer = Signer(threshold)
+        self._numbers, self._all = array("Q"), array("Q")
+
+    def add(self, number: int, hashes: Hashes) -> None:
+        """Numbers only rise. An empty set, which is like no other, is not kept."""
+        if len(hashes):
+            self._numbers.append(number)
+            self._all.frombytes(self._signer.of(hashes).tobytes())
+
+    def shared(self, numbers: Sequence[int]) -> dict[int, list[int]]:
+        """The bands that each of these sets has in common with another of them; sets without one are not in it."""
+        import numpy as np
+
+        held = np.frombuffer(self._numbers, np.uint64) if self._numbers else np.empty(0, np.uint64)
+        table = np.frombuffer(self._all, np.uint64).reshape(len(held), -1) if len(held) else np.empty((0, 1), np.uint64)
+        rows = np.flatnonzero(np.isin(held, np.asarray(numbers, np.uint64)))
+        values, counts = np.unique(table[rows], return_counts=True)
+        repeated = values[counts > 1]
+        found = {}
+        for start in range(0, len(rows), _AT_ONCE):
+            part = rows[start : start + _AT_ONCE]
+            common = np.isin(table[part], repeated)
+            for row in np.flatnonzero(common.any(axis=1)):
+                found[int(held[part[row]])] = table[part[row]][common[row]].tolist()
+        return found

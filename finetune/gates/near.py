@@ -8,15 +8,21 @@ which one is the good example and one the bad, nor two calls that differ in one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, TypeAlias
+from functools import cached_property, lru_cache
+from pathlib import Path
+from tempfile import gettempdir
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from counterplay.core.canonical import canonical, content_key
-from counterplay.finetune.gates.minhash import Index, jaccard
+from counterplay.finetune.gates.minhash import Bands, jaccard
+from counterplay.finetune.gates.protocol import RowOf, Sketches, through
 from counterplay.finetune.gates.words import READ, opening_of, plain, runs, sides, text_of
 from counterplay.finetune.rows import Drop, Row
+from counterplay.finetune.spool import Objects
 
 if TYPE_CHECKING:
     from counterplay.finetune.gates.words import Hashes
@@ -26,7 +32,9 @@ if TYPE_CHECKING:
 RUN = 5
 LEAST_WORDS = 13
 _COMMON_TASKS, _COMMON_SHARE = 3, 0.1
+_COUNTERS = 1 << 20
 _REMEMBERED = 2048
+_COMPARED = 64
 
 
 @dataclass(frozen=True)
@@ -44,19 +52,42 @@ class NearDuplicates:
         check(self.threshold)
 
     def __call__(self, rows: Sequence[Row]) -> tuple[list[Row], list[Drop]]:
-        kept, drops = set[int](), dict[int, Drop]()
-        groups_of = _remembering(lambda number: _groups(rows[number]))
-        index = Index(self.threshold)
-        for number in sorted(range(len(rows)), key=lambda i: _sureness(rows[i]), reverse=True):
-            groups = groups_of(number)
-            bands = index.bands(_tagged(groups, _labels(rows[number])))
-            twin = next((k for k in index.like(bands) if _alike(groups, groups_of(k), self.threshold)), None)
+        return through(self, rows)
+
+    def begin(self) -> Sketches:
+        return _Likenesses(self)
+
+
+class _Likenesses:
+    """Of every row the bands of its signature and how sure it is. Rows that may be alike are read again and compared exactly."""
+
+    def __init__(self, gate: NearDuplicates) -> None:
+        self._gate, self._bands = gate, Bands(gate.threshold)
+        self._sure: dict[int, tuple[float, float]] = {}
+
+    def add(self, number: int, row: Row) -> None:
+        self._bands.add(number, _tagged(_groups(row), _labels(row)))
+        sure = _sureness(row)
+        if sure != (0.0, 0.0):
+            self._sure[number] = self._alike_sure.setdefault(sure, sure)
+
+    @cached_property
+    def _alike_sure(self) -> dict[tuple[float, float], tuple[float, float]]:
+        return {}
+
+    def refused(self, numbers: Sequence[int], row_of: RowOf) -> Mapping[int, Drop]:
+        shared, drops = self._bands.shared(numbers), dict[int, Drop]()
+        kept: defaultdict[int, list[int]] = defaultdict(list)
+        groups_of = lru_cache(maxsize=_COMPARED)(lambda number: _groups(row_of(number)))
+        for number in sorted(shared, key=lambda n: self._sure.get(n, (0.0, 0.0)), reverse=True):
+            rivals = sorted({other for band in shared[number] for other in kept.get(band, ())})
+            twin = next((other for other in rivals if _alike(groups_of(number), groups_of(other), self._gate.threshold)), None)
             if twin is None:
-                kept.add(number)
-                index.add(number, bands)
+                for band in shared[number]:
+                    kept[band].append(number)
             else:
-                drops[number] = Drop(self.reason, rows[number].name, f"of {rows[twin].name}")
-        return [row for i, row in enumerate(rows) if i in kept], [drops[i] for i in sorted(drops)]
+                drops[number] = Drop(self._gate.reason, row_of(number).name, f"of {row_of(twin).name}")
+        return drops
 
 
 def check(threshold: float) -> None:
@@ -72,41 +103,144 @@ def near_ties(rows: Sequence[Row], *, threshold: float = 0.8) -> list[tuple[str,
     at least `threshold` of their runs of five words, of which those that more than a tenth of the tasks share (and more than 3) don't
     count: a form that all tasks are written in makes no two of them alike. Rows that name no task are tied by equal texts of any length.
     """
-    check(threshold)
-    texts = [plain(opening_of(row)) for row in rows]
-    names = clusters(texts, threshold)
-    return [
-        (names[text],) if text in names else (f"asks:{content_key(text)[:16]}",) if text and row.lineage.task is None else ()
-        for row, text in zip(rows, texts, strict=True)
-    ]
+    ties = NearTies(threshold).begin(Path(gettempdir()))
+    for number, row in enumerate(rows):
+        ties.add(number, row)
+    return ties.names(range(len(rows)))
+
+
+@dataclass(frozen=True)
+class NearTies:
+    """`near_ties` of rows that are not all in memory."""
+
+    threshold: float = 0.8
+
+    def __post_init__(self) -> None:
+        check(self.threshold)
+
+    def begin(self, folder: Path) -> _Asked:
+        return _Asked(self.threshold, folder)
+
+
+class _Asked:
+    """Of every text that rows ask, each once, the runs of words, set aside; of every row, which text it asks."""
+
+    def __init__(self, threshold: float, folder: Path) -> None:
+        self._threshold, self._runs = threshold, Objects(folder)
+        self._texts: dict[bytes, int] = {}
+        self._names = array("Q")
+        self._long: dict[int, int] = {}
+        self._asks: dict[int, int] = {}
+        self._unnamed: set[int] = set()
+
+    def add(self, number: int, row: Row) -> None:
+        text = plain(opening_of(row))
+        if not text:
+            return
+        digest = bytes.fromhex(content_key(text))
+        at = self._texts.setdefault(digest, len(self._texts))
+        if at == len(self._names):
+            self._names.append(int.from_bytes(digest[:8], "big"))
+            if _says_enough(text):
+                self._long[at] = self._runs.add(_distinct_runs(text))
+        self._asks[number] = at
+        if row.lineage.task is None:
+            self._unnamed.add(number)
+
+    def names(self, numbers: Sequence[int]) -> list[tuple[str, ...]]:
+        asked = list(dict.fromkeys(self._asks[number] for number in numbers if number in self._asks))
+        texts = [at for at in asked if at in self._long]
+        leaders = _clustered(_SetAside(self._runs, [self._long[at] for at in texts]), self._threshold)
+        like = {at: f"like:{self._names[texts[leader]]:016x}" for at, leader in zip(texts, leaders, strict=True)}
+        return [self._name(number, like) for number in numbers]
+
+    def _name(self, number: int, like: Mapping[int, str]) -> tuple[str, ...]:
+        at = self._asks.get(number)
+        if at is None:
+            return ()
+        if at in like:
+            return (like[at],)
+        return (f"asks:{self._names[at]:016x}",) if number in self._unnamed else ()
+
+
+@dataclass(frozen=True)
+class _SetAside:
+    """The runs of some texts, read when they are asked for."""
+
+    runs: Objects
+    places: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, number: int) -> Hashes:
+        found: Hashes = self.runs.get(self.places[number])
+        return found
+
+
+class _Sets(Protocol):
+    def __len__(self) -> int: ...
+    def __getitem__(self, number: int, /) -> Hashes: ...
 
 
 def clusters(texts: Iterable[str], threshold: float) -> dict[str, str]:
     """A name for every text that says enough; texts that are alike, however indirectly, have one. See `near_ties`."""
+    texts = [text for text in dict.fromkeys(texts) if _says_enough(text)]
+    leaders = _clustered([_distinct_runs(text) for text in texts], threshold)
+    return {text: f"like:{content_key(texts[leader])[:16]}" for text, leader in zip(texts, leaders, strict=True)}
+
+
+def _says_enough(text: str) -> bool:
+    return text.count(" ") + 1 >= LEAST_WORDS
+
+
+def _distinct_runs(text: str) -> Hashes:
     import numpy as np
 
-    texts = [text for text in dict.fromkeys(texts) if text.count(" ") + 1 >= LEAST_WORDS]
-    hashed = [np.unique(runs(text, RUN)) for text in texts]
-    if not hashed:
-        return {}
-    values, counts = np.unique(np.concatenate(hashed), return_counts=True)
-    common = values[counts > max(_COMMON_TASKS, _COMMON_SHARE * len(texts))]
-    own = [np.setdiff1d(each, common, assume_unique=True) for each in hashed]
-    leader, index = list(range(len(texts))), Index(threshold)
+    return np.unique(runs(text, RUN))
+
+
+def _clustered(hashed: _Sets, threshold: float) -> list[int]:
+    """For each text the first of those that it is alike to, however indirectly."""
+    import numpy as np
+
+    common = _common(hashed, max(_COMMON_TASKS, _COMMON_SHARE * len(hashed)))
+    own = lru_cache(maxsize=_COMPARED)(lambda number: np.setdiff1d(hashed[number], common, assume_unique=True))
+    bands = Bands(threshold)
+    for number in range(len(hashed)):
+        bands.add(number, own(number))
+    leader, earlier = list(range(len(hashed))), defaultdict[int, list[int]](list)
 
     def find(number: int) -> int:
         while leader[number] != number:
             number = leader[number]
         return number
 
-    for number, each in enumerate(own):
-        bands = index.bands(each)
-        for other in index.like(bands):
-            if find(other) != find(number) and jaccard(each, own[other]) >= threshold:
+    for number, mine in bands.shared(range(len(hashed))).items():
+        for other in sorted({other for band in mine for other in earlier.get(band, ())}):
+            if find(other) != find(number) and jaccard(own(number), own(other)) >= threshold:
                 low, high = sorted((find(other), find(number)))
                 leader[high] = low
-        index.add(number, bands)
-    return {text: f"like:{content_key(texts[find(number)])[:16]}" for number, text in enumerate(texts)}
+        for band in mine:
+            earlier[band].append(number)
+    return [find(number) for number in range(len(hashed))]
+
+
+def _common(hashed: _Sets, most: float) -> Hashes:
+    """The runs that more than `most` texts have: counted in a table that confuses some, then exactly where that says too many."""
+    import numpy as np
+
+    table, places = np.zeros(_COUNTERS, np.uint32), np.uint64(_COUNTERS - 1)
+    for number in range(len(hashed)):
+        np.add.at(table, hashed[number] & places, 1)
+    often = table > most
+    if not often.any():
+        return np.empty(0, np.uint64)
+    counts: Counter[int] = Counter()
+    for number in range(len(hashed)):
+        each = hashed[number]
+        counts.update(each[often[each & places]].tolist())
+    return np.array(sorted(value for value, count in counts.items() if count > most), np.uint64)
 
 
 def _groups(row: Row) -> Groups:
@@ -147,7 +281,3 @@ def _labels(row: Row) -> str:
 def _sureness(row: Row) -> tuple[float, float]:
     values = row.values
     return float(values.get("probability") or 0.0), float(values.get("score") or 0.0)
-
-
-def _remembering(make: Callable[[int], Groups]) -> Callable[[int], Groups]:
-    return lru_cache(maxsize=_REMEMBERED)(make)

@@ -9,15 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, TypeAlias
 
 from counterplay.core.nouns import Message, ToolSpec
+from counterplay.finetune.gates.protocol import through
 from counterplay.finetune.rows import Drop, Row
 
 Scan: TypeAlias = Callable[[Any], tuple[Any, Mapping[str, int]]]
 """A JSON value with everything found in it replaced, and how many values of each kind were; none where there is nothing to find."""
 
 _PLACES = 5
+_REMEMBERED = 4096
 _TOKEN = re.compile(r"\[([a-z0-9-]+):redacted:[a-p]+\]")
 
 
@@ -30,36 +33,44 @@ class Secrets:
     reason = "a secret"
 
     def __call__(self, rows: Sequence[Row]) -> tuple[list[Row], list[Drop]]:
-        kept, drops = [], []
-        known: dict[str, _Finding | None] = {}
-        for row in rows:
-            places = [f"{found.kinds} in {place}{found.path}" for place, found in self._findings(row, known)]
-            if places:
-                more = f" and {len(places) - _PLACES} more" if len(places) > _PLACES else ""
-                drops.append(Drop(self.reason, self.told(row.name), ", ".join(places[:_PLACES]) + more))
-            else:
-                kept.append(row)
-        return kept, drops
+        return through(self, rows)
+
+    def refusal(self, row: Row) -> Drop | None:
+        places = [f"{found.kinds} in {place}{found.path}" for place, found in self._findings(row)]
+        if not places:
+            return None
+        more = f" and {len(places) - _PLACES} more" if len(places) > _PLACES else ""
+        return Drop(self.reason, self.told(row.name), ", ".join(places[:_PLACES]) + more)
 
     def told(self, text: str) -> str:
         """A text of a report, such as the name of what another gate left out, with everything found in it replaced by its kind."""
         clean, kinds = self.scan(text)
         return _TOKEN.sub(r"[\1]", str(clean)) if kinds else text
 
-    def _findings(self, row: Row, known: dict[str, _Finding | None]) -> Iterator[tuple[str, _Finding]]:
+    def _findings(self, row: Row) -> Iterator[tuple[str, _Finding]]:
         """What each message, tool and column holds. Equal messages, which the rows of a trace share, are looked at once."""
         said: list[tuple[str, Message | ToolSpec]] = [("a tool definition", tool) for tool in row.tools]
         said += [(f"{column}[{index}]", message) for column, messages in row.parts.items() for index, message in enumerate(messages)]
         for place, part in said:
-            if part.wire not in known:
-                known[part.wire] = self._finding(dict(part.fields))
-            if (found := known[part.wire]) is not None:
+            if (found := self._known_of(part)) is not None:
                 yield place, found
         lineage = row.lineage
         origin = {each.name: value for each in fields(lineage) if isinstance(value := getattr(lineage, each.name), str | tuple)}
         for name, value in {**origin, **row.values}.items():
             if (found := self._finding(value)) is not None:
                 yield name, found
+
+    def _known_of(self, part: Message | ToolSpec) -> _Finding | None:
+        known = self._known
+        if part.wire not in known:
+            if len(known) >= _REMEMBERED:
+                known.clear()
+            known[part.wire] = self._finding(dict(part.fields))
+        return known[part.wire]
+
+    @cached_property
+    def _known(self) -> dict[str, _Finding | None]:
+        return {}
 
     def _finding(self, value: Any) -> _Finding | None:
         clean, kinds = self.scan(value)

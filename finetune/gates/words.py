@@ -95,10 +95,10 @@ def runs(text: str, length: int) -> Hashes:
     with np.errstate(over="ignore"):
         for offset in range(size):
             total = total * np.uint64(_BASE) + coded[offset : offset + len(total)]
-        return _mixed(total)
+        return mixed(total)
 
 
-def _mixed(values: Hashes) -> Hashes:
+def mixed(values: Hashes) -> Hashes:
     """SplitMix64's finaliser: every bit of a sum of words reaches every bit of its hash."""
     import numpy as np
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -40,6 +40,16 @@ LABELS: Mapping[str, Callable[[SourcedTree], list[StepLabel]]] = MappingProxyTyp
 
 def label_rows(kind: str, sources: Iterable[SourcedTree], *, min_grade: Grade = Grade.EXECUTED) -> tuple[list[StepwiseRow], list[Drop]]:
     """The rows of many trees, labelled in one of the ways of `LABELS`. Raises UserError for another, and where no step has a label."""
+    rows, drops = label_candidates(kind, sources, min_grade=min_grade)
+    if not rows:
+        raise no_label(kind, drops)
+    return rows, drops
+
+
+def label_candidates(
+    kind: str, sources: Iterable[SourcedTree], *, min_grade: Grade = Grade.EXECUTED
+) -> tuple[list[StepwiseRow], list[Drop]]:
+    """`label_rows`, or none."""
     if kind not in LABELS:
         raise UserError(f"got labels {kind!r}", f"one of {', '.join(LABELS)}")
     rows: list[StepwiseRow] = []
@@ -48,10 +58,13 @@ def label_rows(kind: str, sources: Iterable[SourcedTree], *, min_grade: Grade = 
         made, left_out = stepwise_rows(source, LABELS[kind](source), min_grade=min_grade)
         rows += made
         drops += left_out
-    if not rows:
-        do = "Search with lines that are played to their ends, such as fork_best_of_n."
-        raise UserError(f"no step of {'these searches' if not drops else 'sufficient grade'} has a {kind} label", "at least one", do)
     return rows, drops
+
+
+def no_label(kind: str, dropped: Sized) -> UserError:
+    """What is wrong where no step has a label, after `dropped` were left out."""
+    do = "Search with lines that are played to their ends, such as fork_best_of_n."
+    return UserError(f"no step of {'these searches' if not dropped else 'sufficient grade'} has a {kind} label", "at least one", do)
 
 
 def outcomes(sources: Iterable[SourcedTree], *, min_grade: Grade = Grade.EXECUTED) -> list[tuple[Trajectory, float]]:

@@ -70,8 +70,8 @@ class Budget:
         for kind, limit in limits.items():
             if kind not in KINDS:
                 raise UserError(f"got budget kind {kind!r}", f"one of {', '.join(KINDS)}")
-            if limit is not None and not limit >= 0:
-                raise UserError(f"got budget {kind}={limit}", "a number that is not negative")
+            if limit is not None and not 0 <= limit < float("inf"):
+                raise UserError(f"got budget {kind}={limit}", "a number that is not negative, and finite")
         return cls(Amounts(**limits))
 
     @classmethod

@@ -20,7 +20,8 @@ class CounterplayError(Exception):
         if self.wanted:
             parts.append(f"wanted {self.wanted}")
         text = "; ".join(parts)
-        return f"{text}. {self.do}" if self.do else text
+        end = "" if text.endswith(("?", ".")) else "."
+        return f"{text}{end} {self.do}" if self.do else text
 
 
 class UserError(CounterplayError):

@@ -15,7 +15,8 @@ from counterplay.search.tree import Node, SearchTree
 
 
 class TalliedPolicy:
-    """Passes everything on and adds up what was used in each state. `by_state` holds it by state key.
+    """Passes everything on and adds up what was used in each state. `by_state` holds it by state key,
+    `by_model` how many proposals each model made, and what they used.
 
     Answers from a journal count as they did when they were made, so that a resumed search tells the same.
     """
@@ -23,11 +24,14 @@ class TalliedPolicy:
     def __init__(self, policy: Policy) -> None:
         self.policy, self.fingerprint = policy, fingerprint_of(policy)
         self.by_state: dict[str, Usage] = {}
+        self.by_model: dict[str, tuple[int, Usage]] = {}
 
     async def propose(self, state: State, n: int) -> Sequence[Proposal]:
         proposals = await self.policy.propose(state, n)
         for proposal in proposals:
             self.by_state[state.key] = self.by_state.get(state.key, Usage()) + proposal.usage
+            calls, used = self.by_model.get(proposal.model, (0, Usage()))
+            self.by_model[proposal.model] = calls + 1, used + proposal.usage
         return proposals
 
 
@@ -63,6 +67,12 @@ def usage_config(tree: SearchTree, by_state: Mapping[str, Usage]) -> dict[str, A
         "output_tokens": whole.output_tokens,
         "branches": rows,
     }
+
+
+def models_config(by_model: Mapping[str, tuple[int, Usage]]) -> dict[str, list[int]]:
+    """`[calls, input, output, cached]` by model, as part of a tree's config. No dollars: their sum would depend on the order."""
+    rows = {model: [calls, used.input_tokens, used.output_tokens, used.cached_tokens] for model, (calls, used) in by_model.items()}
+    return dict(sorted(rows.items()))
 
 
 def _by_state(tree: SearchTree) -> list[Node]:

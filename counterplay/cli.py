@@ -14,7 +14,9 @@ import typer
 from counterplay import console
 from counterplay.commands import (
     batching,
+    costs,
     datasets,
+    doctor,
     effects,
     evaluating_verifiers,
     examples,
@@ -36,7 +38,9 @@ from counterplay.commands.options import AsJson, app, bounded
 __all__ = [
     "app",
     "batching",
+    "costs",
     "datasets",
+    "doctor",
     "effects",
     "evaluating_verifiers",
     "examples",

@@ -62,13 +62,19 @@ def ticking(label: str, total: float | None = None, *, quiet: bool = False) -> I
 
 
 def emit(result: Any, *, as_json: bool, human: Any = None) -> None:
-    """Print `result` as one JSON object, or `human` (a rich renderable, or several) for a person."""
+    """Print `result` as one JSON object, or `human` (a text or rich renderable, or several) for a person.
+
+    A text is printed as it is: brackets are no markup, and a long line stays one line, so that commands can be copied.
+    """
     if as_json:
         print(json.dumps(plain(result), ensure_ascii=False))  # noqa: T201  the result itself
         return
     shown = human if human is not None else facts(plain(result))
     for part in shown if isinstance(shown, list) else [shown]:
-        out.print(part)
+        if isinstance(part, str):
+            out.print(part, markup=False, highlight=False, soft_wrap=True)
+        else:
+            out.print(part)
 
 
 def complain(error: CounterplayError, *, as_json: bool) -> None:

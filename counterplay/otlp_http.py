@@ -45,7 +45,9 @@ class Refused(Exception):  # noqa: N818  an answer, not a defect
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """One request, decoded. `nameless` counts spans that name no trace, `passed_over` log records that are no messages."""
+    """One request, decoded. `nameless` counts spans that name no trace, `passed_over` log records that are no messages and
+    spans of counterplay's own jobs.
+    """
 
     frames: tuple[Frame, ...]
     count: int

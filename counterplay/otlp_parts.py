@@ -1,7 +1,8 @@
 """An OTLP export taken apart by trace id, so that each trace can be kept, built again and deleted by itself.
 
 Nothing inside a span or log record is looked at but its ids, its end and, of log records, whether it may carry messages: the
-others are none of a trace's business and are left out, as the `otlp` connector leaves them out of files.
+others are none of a trace's business and are left out, as the `otlp` connector leaves them out of files. So are the spans that
+counterplay's own jobs send of themselves.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from counterplay.connectors.otlp_protobuf import Signal, document_of, export_of
 from counterplay.core.canonical import content_key, dumps
 from counterplay.spool import Encoding
 
+OWN_SCOPE = "counterplay.jobs"
+"""The instrumentation scope of what a job sends of itself: no agent's trace."""
 _LONGEST_ID = 128
 _REMOTE_PARENT = 0x300
 _PROTOBUF_NAMES: dict[Signal, tuple[str, str, str]] = {
@@ -50,7 +53,7 @@ class Part:
 
 
 def parts_of(body: bytes, signal: Signal, encoding: Encoding) -> tuple[list[Part], int]:
-    """The parts of an export by trace, and how many log records were left out. Raises ValueError with the reason where it is none."""
+    """The parts of an export by trace, and how many records and spans were left out. Raises ValueError with the reason where it is none."""
     try:
         return _of_protobuf(body, signal) if encoding == "protobuf" else _of_json(body, signal)
     except RecursionError:
@@ -75,7 +78,7 @@ def _of_protobuf(body: bytes, signal: Signal) -> tuple[list[Part], int]:
     for i, group in enumerate(getattr(export, outer)):
         for j, scope in enumerate(getattr(group, inner)):
             for item in getattr(scope, leaf):
-                if signal == "logs" and not _speaks(item.event_name, _texts(item.attributes)):
+                if scope.scope.name == OWN_SCOPE or (signal == "logs" and not _speaks(item.event_name, _texts(item.attributes))):
                     passed_over += 1
                     continue
                 trace = _key(item.trace_id.hex())
@@ -103,7 +106,7 @@ def _of_json(body: bytes, signal: Signal) -> tuple[list[Part], int]:
     parts: dict[str, tuple[Part, _Document]] = {}
     passed_over = 0
     for levels, name, item in _leaves(document, signal):
-        if signal == "logs" and isinstance(item, dict) and not _json_speaks(item):
+        if _is_own(levels) or (signal == "logs" and isinstance(item, dict) and not _json_speaks(item)):
             passed_over += 1
             continue
         fields = item if isinstance(item, dict) else {}
@@ -170,6 +173,11 @@ def _leaves(document: Mapping[str, Any], signal: Signal) -> Iterator[tuple[tuple
             around = (resource, _Level(inner_name, _without(scope, leaf)))
             for leaf_name, item in _members(scope, leaf):
                 yield around, leaf_name, item
+
+
+def _is_own(levels: Sequence[_Level]) -> bool:
+    scope = levels[-1].about.get("scope") if levels else None
+    return isinstance(scope, dict) and scope.get("name") == OWN_SCOPE
 
 
 def _members(holder: Mapping[str, Any], names: Sequence[str]) -> Iterator[tuple[str, Any]]:

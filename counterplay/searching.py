@@ -287,7 +287,9 @@ def _made_of(environment: Environment) -> dict[str, Any] | None:
 
 
 def check_price(asked: Asked, plan: Plan) -> None:
-    """Refuse a limit in dollars that could never bind. Raises UserError."""
+    """Refuse a limit in dollars that could never bind, and a price that is none. Raises UserError."""
+    if asked.price is not None and not all(0 <= price < float("inf") for price in asked.price):
+        raise UserError(f"got the price {asked.price[0]:g},{asked.price[1]:g}", "dollars that are not negative, and finite")
     if asked.price is None and asked.policy.startswith(("openai:", "batch:", "transformers:")) and plan.limits("usd"):
         do = "Give --price INPUT,OUTPUT, or limit model_calls or tokens."
         raise UserError("got a limit in usd for a policy whose price is not known", "a price", do)

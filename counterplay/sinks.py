@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -163,7 +163,8 @@ def _partitions(sink: Sink, by: str) -> dict[str, dict[str, Any]]:
     try:
         told = json.loads(data) if data else {}
         found = {
-            str(name): {"digest": str(about["digest"]), "files": [*about["files"]]} for name, about in told.get("partitions", {}).items()
+            str(name): {"digest": str(about["digest"]), "files": [file for file in about["files"] if _is_below(file)]}
+            for name, about in told.get("partitions", {}).items()
         }
     except (ValueError, TypeError, KeyError, AttributeError):
         return {}  # nobody knows what is there: it is written again
@@ -190,7 +191,13 @@ def _listed(data: bytes | None) -> dict[str, Any]:
         found = json.loads(data)["files"] if data else {}
     except (ValueError, TypeError, KeyError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return {name: about for name, about in found.items() if _is_below(name)} if isinstance(found, dict) else {}
+
+
+def _is_below(name: str) -> bool:
+    """Whether a name that a manifest tells is one of a file in its folder: what it tells is removed, and anybody may have written it."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\\" not in name and "\0" not in name
 
 
 def _told(files: Mapping[str, Any]) -> bytes:

@@ -265,8 +265,9 @@ class Router:
         opened = server.health.opened
         server.health.end(well=well)
         if server.health.opened != opened:
-            name = "server.closed" if opened else "server.opened"
-            _LOG.log(logging.INFO if opened else logging.WARNING, name, extra={"counterplay": {"server": urlsplit(server.url).netloc.rpartition("@")[2]}})
+            host = urlsplit(server.url).netloc.rpartition("@")[2]
+            level, name = (logging.INFO, "server.closed") if opened else (logging.WARNING, "server.opened")
+            _LOG.log(level, name, extra={"counterplay": {"server": host}})
         self._dispatch()
 
     def _wake_later(self) -> None:

@@ -22,11 +22,33 @@ _SCOPE = "search/"
 _COUNTED = ("calls", "input_tokens", "output_tokens", "cached_tokens", "usd")
 _TALLIED = ("retries", "unusable", "wasted_tokens", "lost", "failures")
 _DRAWN = '[{{"model":"VARCHAR","usage":{{"input_tokens":"BIGINT","output_tokens":"BIGINT","cached_tokens":"BIGINT","cost_usd":"DOUBLE"}}}}]'
+_KINDS = ("propose", "request")
 
-_PAID = f"""SELECT 'paid' AS kind, {{key}} AS key, 1::DOUBLE AS calls, d.p.usage.input_tokens AS input_tokens,
-    d.p.usage.output_tokens AS output_tokens, d.p.usage.cached_tokens AS cached_tokens, d.p.usage.cost_usd AS usd
-    FROM (SELECT scope, at_us, unnest(from_json(sound_json(answer), '{_DRAWN}')) AS p FROM {{entries}}) d
-    LEFT JOIN trace c ON c.current AND c.id = substr(d.scope, {len(_SCOPE) + 1}) AND starts_with(d.scope, '{_SCOPE}')"""  # noqa: S608
+# Of a proposal of several draws, single requests may be journalled too, and then those are what was paid: another proposal may have been
+# made of the same ones. A request has the price of a draw with its usage, else its model's mean by token.
+_ENTRIES = f"""WITH entry AS ({{entries}}),
+    drawn AS (SELECT scope, at_us, draws, p.model AS model, p.usage.input_tokens AS input_tokens, p.usage.output_tokens AS output_tokens,
+        p.usage.cached_tokens AS cached_tokens, p.usage.cost_usd AS usd FROM (SELECT scope, at_us, len(found) AS draws, unnest(found) AS p
+        FROM (SELECT scope, at_us, from_json(sound_json(answer), '{_DRAWN}') AS found FROM entry WHERE kind = 'propose'))),
+    named AS (SELECT scope, min(model) AS model FROM drawn GROUP BY scope),
+    asked AS (SELECT e.scope, at_us, coalesce(body->>'$.model', n.model) AS model,
+        greatest(1, json_array_length(body, '$.choices')) AS draws, coalesce((body->>'$.usage.prompt_tokens')::BIGINT, 0) AS input_tokens,
+        coalesce((body->>'$.usage.completion_tokens')::BIGINT, 0) AS output_tokens,
+        coalesce((body->>'$.usage.prompt_tokens_details.cached_tokens')::BIGINT, 0) AS cached_tokens
+        FROM (SELECT scope, at_us, sound_json(answer)::JSON AS body FROM entry WHERE kind = 'request') e LEFT JOIN named n USING (scope)),
+    kept AS (SELECT DISTINCT scope, model FROM asked),
+    price AS (SELECT model, input_tokens, output_tokens, cached_tokens, min(usd) AS usd FROM drawn GROUP BY ALL),
+    rate AS (SELECT model, sum(usd) / nullif(sum(input_tokens + output_tokens), 0) AS usd FROM drawn GROUP BY model),
+    paid AS (SELECT d.scope, d.at_us, d.model, 1 AS calls, d.input_tokens, d.output_tokens, d.cached_tokens, d.usd
+        FROM drawn d LEFT JOIN kept k ON k.scope = d.scope AND k.model = d.model WHERE d.draws = 1 OR k.scope IS NULL
+        UNION ALL
+        SELECT a.scope, a.at_us, a.model, a.draws, a.input_tokens, a.output_tokens, a.cached_tokens,
+        coalesce(p.usd, r.usd * (a.input_tokens + a.output_tokens)) FROM asked a LEFT JOIN rate r USING (model)
+        LEFT JOIN price p USING (model, input_tokens, output_tokens, cached_tokens))
+    """  # noqa: S608  names of our own
+
+_PAID = f"""SELECT 'paid' AS kind, {{key}} AS key, d.calls::DOUBLE AS calls, d.input_tokens, d.output_tokens, d.cached_tokens, d.usd
+    FROM paid d LEFT JOIN trace c ON c.current AND c.id = substr(d.scope, {len(_SCOPE) + 1}) AND starts_with(d.scope, '{_SCOPE}')"""  # noqa: S608
 
 _LOGGED = """SELECT 'logged' AS kind, {key} AS key, 1::DOUBLE AS calls, k.input_tokens, k.output_tokens, k.cached_tokens, k.cost_usd AS usd
     FROM call k JOIN trace c ON c.number = k.trace_number WHERE c.current"""
@@ -46,7 +68,7 @@ _CHARGED = """SELECT 'charged' AS kind, {key} AS key, m.calls, m.input_tokens, m
 
 _DAY = "strftime(make_timestamp({}), '%Y-%m-%d')"
 _KEYS: Mapping[str, tuple[str, str, str]] = {
-    "model": ("d.p.model", "k.model", "m.model"),
+    "model": ("d.model", "k.model", "m.model"),
     "trace": (f"CASE WHEN starts_with(d.scope, '{_SCOPE}') THEN substr(d.scope, {len(_SCOPE) + 1}) END", "c.id", "s.trace"),
     "agent": ("c.agent", "c.agent", "c.agent"),
     "day": (_DAY.format("d.at_us"), _DAY.format("coalesce(k.started_at_us, c.started_at_us, c.ended_at_us)"), ""),
@@ -132,7 +154,7 @@ class StoreLedger(StoreFile):
         """Lines of the ledger, what cost most first, at most `limit` (None: all). By "" is one line for all."""
         if by == "job":
             return self._job_costs()[:limit]
-        waiting = [entry for entry in self._journal.waiting() if entry[2] == "propose"]
+        waiting = [entry for entry in self._journal.waiting() if entry[2] in _KINDS]
         names = ("scope", "key", "kind", "answer", "at_us")
         cursor = self._connection.cursor()
         columns = {name: [entry[place] for entry in waiting] for place, name in enumerate(names)}
@@ -156,20 +178,20 @@ class StoreLedger(StoreFile):
 
 def _query(by: str, incoming: str, limit: int | None) -> str:
     of_paid, of_logged, of_charged = _KEYS[by]
-    entries = "(SELECT scope, answer, at_us FROM journal WHERE kind = 'propose')"
+    kinds = ", ".join(f"'{kind}'" for kind in _KINDS)
+    entries = f"SELECT scope, kind, answer, at_us FROM journal j WHERE kind IN ({kinds})"  # noqa: S608  names of our own
     if incoming:
-        later = f"SELECT 1 FROM {incoming} i WHERE i.scope = j.scope AND i.key = j.key"  # noqa: S608  names of our own
-        entries = f"""(SELECT scope, answer, at_us FROM journal j WHERE kind = 'propose' AND NOT EXISTS ({later})
-            UNION ALL SELECT scope, answer, at_us FROM {incoming})"""  # noqa: S608
-    parts = [_PAID.format(key=of_paid, entries=entries), _LOGGED.format(key=of_logged)]
+        later = f"SELECT 1 FROM {incoming} i WHERE i.scope = j.scope AND i.key = j.key"  # noqa: S608
+        entries += f" AND NOT EXISTS ({later}) UNION ALL SELECT scope, kind, answer, at_us FROM {incoming}"  # noqa: S608
+    parts = [_PAID.format(key=of_paid), _LOGGED.format(key=of_logged)]
     if of_charged:
         parts.append(_CHARGED.format(key=of_charged))
-    kinds = ("paid", "logged", "charged")
-    sums = ", ".join(f"sum({name}) FILTER (kind = '{kind}') AS {kind}_{name}" for kind in kinds for name in _COUNTED)
+    sides = ("paid", "logged", "charged")
+    sums = ", ".join(f"sum({name}) FILTER (kind = '{side}') AS {side}_{name}" for side in sides for name in _COUNTED)
     most = "" if limit is None else f" LIMIT {int(limit)}"
     order = "coalesce(paid_usd, charged_usd, 0) DESC, coalesce(paid_calls, 0) DESC, coalesce(charged_calls, 0) DESC, named"
     rows = f"SELECT *, nullif(key, '') AS named FROM ({' UNION ALL '.join(parts)})"  # noqa: S608
-    return f"SELECT readable(named) AS key, {sums} FROM ({rows}) GROUP BY named ORDER BY {order}{most}"  # noqa: S608
+    return f"{_ENTRIES.format(entries=entries)} SELECT readable(named) AS key, {sums} FROM ({rows}) GROUP BY named ORDER BY {order}{most}"  # noqa: S608
 
 
 def _line(row: Mapping[str, Any], by: str) -> Costs:
@@ -178,5 +200,5 @@ def _line(row: Mapping[str, Any], by: str) -> Costs:
 
 
 def _spent(row: Mapping[str, Any], prefix: str) -> Spent:
-    tokens = [int(row[f"{prefix}{name}_tokens"] or 0) for name in ("input", "output", "cached")]
-    return Spent(row[f"{prefix}calls"] or 0, *tokens, row[f"{prefix}usd"])
+    read, written, cached = (int(row[f"{prefix}{name}_tokens"] or 0) for name in ("input", "output", "cached"))
+    return Spent(row[f"{prefix}calls"] or 0, read, written, cached, row[f"{prefix}usd"])

@@ -141,15 +141,16 @@ def _create(path: str) -> None:
     """Build an empty store beside `path` and link it into place: a killed creation leaves no half store under that name."""
     draft = f"{path}.{os.getpid()}.new"
     Path(draft).unlink(missing_ok=True)
-    connection = duckdb.connect(draft, config=_NEW_FILE)
     try:
-        migrate(connection, path, read_only=False)
-        connection.close()
+        with duckdb.connect(draft, config=_NEW_FILE) as connection:
+            migrate(connection, path, read_only=False)
         _place(draft, path)
     except FileExistsError:
         pass  # another process was faster: its store is as good
+    except duckdb.IOException as error:
+        got = f"store {path} can't be made: {str(error).splitlines()[0]}"
+        raise StoreError(got, "a folder that can be written to, with room in it", "Make room, and run again.") from error
     finally:
-        connection.close()
         for leftover in (draft, f"{draft}.wal"):
             Path(leftover).unlink(missing_ok=True)
 

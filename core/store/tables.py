@@ -6,6 +6,7 @@ Many rows move as columns: a name and a list of values each, in place of a dict 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import accumulate, chain, pairwise
@@ -17,6 +18,7 @@ from duckdb import DuckDBPyConnection
 from counterplay.core.canonical import loads
 from counterplay.core.errors import StoreError
 
+_FULL = re.compile("No space left|Could not write file")
 _ESCAPE = "json:"
 _GAP, _RANGES = 8192, 31
 _VARIANT = {"trace": "attributes", "call": "attributes", "search": "attributes"}
@@ -87,7 +89,7 @@ def transaction(connection: DuckDBPyConnection) -> Iterator[None]:
         connection.commit()
     except BaseException as error:
         _rollback(connection)
-        if isinstance(error, duckdb.IOException | duckdb.OutOfMemoryException | duckdb.FatalException) or "No space left" in str(error):
+        if isinstance(error, duckdb.IOException | duckdb.OutOfMemoryException | duckdb.FatalException) or _FULL.search(str(error)):
             got = f"the store can't be written: {str(error).splitlines()[0]}"
             raise StoreError(got, do="Nothing of this batch was stored, all before it was: make room and run again.") from error
         raise

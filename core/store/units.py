@@ -169,9 +169,10 @@ def _write_settled(connection: DuckDBPyConnection, kept: Sequence[tuple[int, Set
 
 
 def reopen(connection: DuckDBPyConnection, job_id: str, states: Sequence[UnitState]) -> int:
-    """Give settled units of these states another start, their attempts forgotten; returns how many."""
+    """Give settled units of these states another start, their attempts and tries forgotten; returns how many."""
     number = job(connection, job_id).number
-    statement = """UPDATE unit SET state = 'pending', attempts = 0, not_before_us = NULL, at_us = ?
+    statement = """UPDATE unit SET state = 'pending', attempts = 0, not_before_us = NULL, at_us = ?,
+        result = regexp_replace(result, '"tries":[0-9]+,?|,"tries":[0-9]+', '')
         WHERE job = ? AND state IN (SELECT unnest(?)::unit_state)"""
     return int(scalar(connection, statement, [_now_us(), number, [state for state in states if state in SETTLED]]))
 

@@ -40,9 +40,7 @@ def run_job(
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a job file.")] = False,
     init: Annotated[bool, typer.Option("--init", help="Print a job file to begin with.")] = False,
     log: Annotated[str | None, typer.Option("--log", help="Append what happens to this file as JSON lines; - for stderr.")] = None,
-    otel: Annotated[
-        bool, typer.Option("--otel", help="Send spans and metrics of the job to OTEL_EXPORTER_OTLP_ENDPOINT.")
-    ] = False,
+    otel: Annotated[bool, typer.Option("--otel", help="Send spans and metrics of the job to OTEL_EXPORTER_OTLP_ENDPOINT.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a batch job. Killed and run again it goes on; exit code 3 where units are left, failed or parked, 130 where interrupted."""
@@ -199,10 +197,13 @@ def list_units(
     known = _state(state)
     with _looked_at(store, as_json=as_json) as opened:
         if opened is not None:
-            found = opened.units(_named(opened, job).id, state=known, limit=limit, after=after)
-            columns = ["number", "id", "state", "attempts", "class", "reason"]
+            row = _named(opened, job)
+            found = opened.units(row.id, state=known, limit=limit, after=after)
+            counts = opened.unit_counts(row.id)
+            held = sum(counts.values()) if known is None else counts[known]
+            columns = ["number", "id", "state", "claimed", "class", "reason"]
             rows = [(unit.number, unit.id, unit.state, unit.attempts, unit.error_class, unit.reason[:300]) for unit in found]
-            human = console.table(f"{len(found)} units", columns, rows) if rows else "no unit of that kind"
+            human = console.table(f"{len(found):,} of {held:,} units", columns, rows) if rows else "no unit of that kind"
             console.emit({"units": found}, as_json=as_json, human=human)
 
 

@@ -105,7 +105,7 @@ def bounded(command: Callable[P, None]) -> Callable[P, None]:
             console.complain(UserError(f"{error.name} is not installed", "the extra it belongs to", do), as_json=as_json)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            console.err.print("stopped; what is stored and what was answered is kept, run the same command to go on")
+            console.err.print("stopped; what is stored and what was answered is kept, run the same command to go on", soft_wrap=True)
             raise typer.Exit(130) from None
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

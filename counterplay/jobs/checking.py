@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -61,7 +62,7 @@ def export_options(kind: str) -> Any:
         fields[name] = (hints[name], Field(parameter.default, description=_DESCRIBED.get(name)))
     for name, hint in get_type_hints(exporting.Shared).items():
         fields.setdefault(name, (hint, Field(None, description=_DESCRIBED.get(name))))
-    return create_model(f"{kind}_options", __config__=ConfigDict(extra="forbid"), **fields)
+    return create_model(f"{kind}_options", __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **fields)
 
 
 def check_export_options(kind: str, given: Mapping[str, Any]) -> None:
@@ -160,9 +161,10 @@ def _text(name: str, value: Any) -> str:
     raise UserError(f"got [search] options.{name} = {value!r:.80}", "a number, a text, true or false, or a list of them")
 
 
-def below(folder: Path, path: Path | str) -> Path:
-    """`path` as seen from the folder of the job file."""
-    return folder / Path(path).expanduser()
+def below(folder: Path | None, path: Path | str) -> Path:
+    """`path` as seen from the folder of the job file; None: as it really is, seen from the working directory."""
+    found = Path(path).expanduser()
+    return Path(os.path.realpath(found)) if folder is None else folder / found
 
 
 def without(budget: str, kind: str) -> str:

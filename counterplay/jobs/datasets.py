@@ -44,7 +44,10 @@ def _made(store: Store, job: Job, export: Export, folder: Path) -> Made:
     options: dict[str, Any] = typed(export.kind, export.options)
     if "seed" in export_options(export.kind).model_fields:
         options.setdefault("seed", job.job.seed)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"the output folder {folder.parent} can't be made: {error.strerror}", "a folder", "See [output] folder.") from None
     try:
         report = getattr(exporting, f"export_{export.kind}")(store, folder, **options)
     except StoreError:

@@ -1,7 +1,7 @@
 """The driver: claims units, hands each to the crew with all it needs, writes what comes back, and settles. One process, the one writer.
 
-A tree is written before its unit is settled, so a kill between the two costs a look at a tree that is there. What a kill loses of a unit
-under way was journalled call by call. Memory holds the units in flight, never the job.
+Trees are written and their units settled in one transaction, so a kill finds a unit either done, with its trees, or still to do. What it
+loses of a unit under way was journalled call by call. Memory holds the units in flight and the next few, never the job.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from uuid import uuid4
 from counterplay.jobs.events import Events
 from counterplay.jobs.retries import Retries
 from counterplay.jobs.totals import result_of, with_earlier
-from counterplay.jobs.work import Worked, WorkerLostError
+from counterplay.jobs.work import Work, Worked, WorkerLostError
 
 if TYPE_CHECKING:
     from counterplay.core.store import Settled, Store, UnitRow
@@ -55,6 +55,7 @@ class Driver:
         self._until_s = None if seconds is None else time.monotonic() + seconds
         self._left = limit
         self._claimed: deque[UnitRow] = deque()
+        self._loaded: deque[tuple[UnitRow, Work | Worked]] = deque()
         self._flying: dict[asyncio.Task[Worked], UnitRow] = {}
         self._finished: list[tuple[UnitRow, Worked]] = []
         self._nodes = 0
@@ -92,34 +93,43 @@ class Driver:
             for task in done:
                 self._take(task)
         await self._keep()
-        if self._flying or self._claimed:
+        if self._flying or self._loaded or self._claimed:
             return True
         await self._write()
         return await self._wait()
 
     async def _begin(self) -> None:
-        """Fill the crew."""
-        free = self.crew.size - len(self._flying)
-        while free > 0 and (units := self._next(free)):
-            for unit, work in zip(units, await asyncio.to_thread(self.loader.load, units), strict=True):
-                if isinstance(work, Worked):
-                    self._finish(unit, work)
-                else:
-                    self.events.began(unit)
-                    self._flying[asyncio.create_task(self.crew.submit(work))] = unit
-            free = self.crew.size - len(self._flying)
+        """Fill the crew. Units are loaded many together, ahead of being begun: one at a time costs several times as much."""
+        while len(self._flying) < self.crew.size and (self._loaded or await self._load()):
+            unit, work = self._loaded.popleft()
+            if isinstance(work, Worked):
+                self._finish(unit, work)
+            else:
+                self.events.began(unit)
+                self._flying[asyncio.create_task(self.crew.submit(work))] = unit
         self.progress.show()
 
-    def _next(self, free: int) -> list[UnitRow]:
-        """The next units, as many as are free, and no more than may be loaded at once."""
+    async def _load(self) -> bool:
+        """Load the next units; False where none can be had now."""
         if not self._claimed and time.monotonic() >= self._due_s:
             self._claim()
-        return [self._claimed.popleft() for _ in range(min(free, self.loader.at_once, len(self._claimed)))]
+        left = self.loader.at_once
+        units: list[UnitRow] = []
+        while self._claimed and (not units or len(self._claimed[0].traces) <= left):
+            units.append(self._claimed.popleft())
+            left -= len(units[-1].traces)
+        if units:
+            try:
+                self._loaded.extend(zip(units, await asyncio.to_thread(self.loader.load, units), strict=True))
+            except BaseException:
+                self._claimed.extendleft(reversed(units))
+                raise
+        return bool(units)
 
     def _claim(self) -> None:
         many = max(_AHEAD, self.crew.size) if self._left is None else min(self._left, max(_AHEAD, self.crew.size))
         found = self.store.claim(self.job, self.owner, many, lease_s=self.lease_s) if many else []
-        busy = {unit.id for unit in self._flying.values()} | {unit.id for unit, _ in self._finished}
+        busy = {unit.id for unit in (*self._flying.values(), *(unit for unit, _ in (*self._loaded, *self._finished)))}
         fresh = [unit for unit in found if unit.id not in busy]
         self._claimed.extend(fresh)
         if self._left is not None:
@@ -155,10 +165,15 @@ class Driver:
         if late or len(self._finished) >= _WRITE_UNITS or self._nodes >= _WRITE_NODES:
             await self._write()
         if moment - self._renewed_s >= self.lease_s / 3:
-            held = [unit.id for unit in (*self._flying.values(), *self._claimed)]
+            held = [unit.id for unit in self._held()]
             lost = set(await asyncio.to_thread(self.store.renew, self.job, held, self.owner, lease_s=self.lease_s) if held else ())
             self._claimed = deque(unit for unit in self._claimed if unit.id not in lost)
+            self._loaded = deque((unit, work) for unit, work in self._loaded if unit.id not in lost)
             self._renewed_s = moment
+
+    def _held(self) -> list[UnitRow]:
+        """The units that are claimed and not finished."""
+        return [*self._flying.values(), *(unit for unit, _ in self._loaded), *self._claimed]
 
     async def _write(self) -> None:
         """Write the trees of finished units, then what came of them."""
@@ -174,9 +189,10 @@ class Driver:
 
     def _store(self, finished: Sequence[Worked], settled: Sequence[Settled]) -> None:
         records = [record for worked in finished for record in worked.records if not worked.held]
-        if records:
-            self.store.put_searches(records)
-        self.store.settle(self.job, settled, self.owner)
+        with self.store.transaction():
+            if records:
+                self.store.put_searches(records)
+            self.store.settle(self.job, settled, self.owner)
 
     def _settled(self, unit: UnitRow, worked: Worked) -> Settled:
         from counterplay.core.store import Settled
@@ -196,7 +212,7 @@ class Driver:
         """Give back what was claimed and not finished."""
         from counterplay.core.store import Settled
 
-        left = [*self._flying.values(), *self._claimed]
+        left = self._held()
         if left:
             given = [Settled(unit.id, "pending", unit.reason, unit.error_class, unit.result) for unit in left]
             await asyncio.to_thread(self.store.settle, self.job, given, self.owner)

@@ -81,14 +81,12 @@ class Events:
     def stage(self, name: str) -> Iterator[None]:
         """ingest, units or exports: from its beginning to its end."""
         self.tell("stage.began", stage=name)
-        failed = ""
         try:
             yield
         except BaseException as error:
-            failed = type(error).__name__
+            self.tell("stage.ended", level=logging.ERROR, stage=name, error=type(error).__name__)
             raise
-        finally:
-            self.tell("stage.ended", stage=name, **({"error": failed} if failed else {}))
+        self.tell("stage.ended", stage=name)
 
     @contextmanager
     def exporting(self, kind: str, folder: str) -> Iterator[None]:
@@ -162,7 +160,8 @@ class Events:
 
     def ended(self, report: Report) -> None:
         """The command is done."""
-        told = {"states": dict(report.states), "used": dict(report.used), "live_calls": report.live_calls, "seconds": report.seconds}
+        told: dict[str, Any] = {"states": dict(report.states), "used": dict(report.used)}
+        told |= {"live_calls": report.live_calls, "seconds": report.seconds}
         self.tell("job.ended", ended=report.ended, **told)
 
 

@@ -18,17 +18,18 @@ if TYPE_CHECKING:
 
 _TASKS = 8
 _RUNS = 64
+_AT_ONCE = 64
 
 
 class Loader:
-    """Reads what units of the job `job` need. `at_once` is how many units it reads together.
+    """Reads what units of the job `job` need. `at_once` is how many traces it is given together, unless a single unit has more.
 
     Of a task's other runs at most 64 are read, the first that came. Which they are is kept when they are first asked for: logs that come
     in later change nothing about a job under way.
     """
 
     def __init__(self, store: Store, job: str, asked: Asked, plan: Plan) -> None:
-        self.store, self.at_once = store, 32
+        self.store, self.at_once = store, _AT_ONCE
         self._peers = needs_peers(asked, plan)
         self._journal = store.journal(f"job/{job}")
         self._runs = lru_cache(maxsize=_TASKS)(self._read_runs)

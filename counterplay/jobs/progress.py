@@ -147,9 +147,10 @@ def read_status(store: Path | str) -> Status | None:
     try:
         found = json.loads(status_file(store).read_text(encoding="utf-8"))
         status = Status(**{**found, "errors": tuple(found["errors"])})
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-    return status if _lives(status.pid) and time.time() - status.at_s < _STALE_S else None
+        fresh = time.time() - status.at_s < _STALE_S and status.settled <= status.units
+        return status if fresh and _lives(status.pid) else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
+        return None  # cut short, or nobody's
 
 
 def _lives(pid: int) -> bool:

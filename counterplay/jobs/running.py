@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = "interrupted"
 _PACE = "pace"
+_MEMORY = "512MB"
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def _ran(job: Job, events: Events, only: int | None, watch: Callable[[Any], None
     job.hand_over_key()
     began_s = time.monotonic()
     job.job.store.parent.mkdir(parents=True, exist_ok=True)
-    with Store.open(job.job.store, memory=job.engine.memory) as store:
+    with Store.open(job.job.store, memory=job.engine.memory or _MEMORY) as store:
         with events.stage("ingest"):
             opened = begin(store, job, say=say)
         for line in opened.said:

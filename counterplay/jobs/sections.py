@@ -41,7 +41,7 @@ _FILE_NAME = r"^([A-Za-z0-9][A-Za-z0-9_.-]*)?$"
 class Section(BaseModel):
     """A table of the file: unknown keys are refused, and nothing changes once it is read."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Head(Section):
@@ -154,9 +154,9 @@ class Engine(Section):
 
     kind: Literal["local", "ray"] = Field("local", description="This machine, or a Ray cluster (counterplay[ray]).")
     processes: int = Field(0, ge=0, description="Processes that work; 0: this one alone. For ray: worker actors, 0 one for each CPU.")
-    at_once: int = Field(16, ge=1, description="Units that are worked on at once, over all processes.")
-    lease_s: float = Field(300.0, gt=0, description="Seconds after which a unit whose worker is silent is given out again.")
-    attempts: int = Field(3, ge=1, description="How often a unit is tried before it is parked.")
+    at_once: int = Field(16, ge=1, le=100_000, description="Units that are worked on at once, over all processes.")
+    lease_s: float = Field(300.0, gt=0, le=31_536_000, description="Seconds after which a unit whose worker is silent is given out again.")
+    attempts: int = Field(3, ge=1, le=1000, description="How often a unit is tried before it is parked.")
     backoff_s: float = Field(2.0, ge=0, description="Seconds before the second try; doubled for each further one, more after rate limits.")
     memory: str | None = Field(None, description="What the store may take of memory, e.g. 1GB.")
     address: str | None = Field(None, description="For ray: the cluster's address; none: the one this machine is in, else a local one.")
@@ -176,6 +176,13 @@ class Export(BaseModel):
 
     kind: Kind = Field(description="sft, dpo, kto, reward, prm or grpo.")
     name: str = Field("", description="Its folder in the output folder; the kind where not given.", pattern=_FILE_NAME)
+
+    @field_validator("name")
+    @classmethod
+    def _is_free(cls, value: str) -> str:
+        if value in ("report.json", "report.md"):
+            raise ValueError(f"got {value!r}, wanted another name: the report is called so")
+        return value
 
     @model_validator(mode="after")
     def _options_are_known(self) -> Export:

@@ -26,7 +26,9 @@ from counterplay.searching import check_price
 from counterplay.version import __version__
 
 _SECRET = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_PASSWORD = re.compile(r"(://[^/\s\"@:]*:)[^/\s\"@]+@")
 _SERVED = ("s3://", "gs://", "az://", "postgresql://", "postgres://")
+_OF_FILES = ("policy", "double_entry", "prm")
 _DECIDES = ("source", "select", "policy", "environment", "verifiers", "search", "budget")
 _KEY = 10
 
@@ -88,9 +90,9 @@ class Job(Section):
             raise UserError(f"{name}: {checking.told(error, cls).rstrip('.')}", do=_START) from None
         return made if folder is None else made.placed(folder)
 
-    def placed(self, folder: Path) -> Self:
-        """This job with its paths as they are seen from the working directory."""
-        at = folder if str(folder) != "." else Path()
+    def placed(self, folder: Path | None) -> Self:
+        """This job with its paths as they are seen from the working directory; None: with those they really have."""
+        at = folder if folder is None or str(folder) != "." else Path()
 
         def moved(section: Any, *names: str) -> Any:
             given = {name: getattr(section, name) for name in names if getattr(section, name) is not None}
@@ -101,9 +103,10 @@ class Job(Section):
         kind, _, rest = policy.spec.partition(":")
         if kind in ("transformers", "batch"):
             policy = policy.model_copy(update={"spec": f"{kind}:{_where(at, rest)}"})
+        verifiers = tuple(_moved_verifier(spec, at) for spec in self.verifiers)
         exports = tuple(_moved_export(export, at) for export in self.export)
         changes = {"job": moved(self.job, "store"), "output": moved(self.output, "folder"), "source": sources, "export": exports}
-        return self.model_copy(update={**changes, "policy": policy})
+        return self.model_copy(update={**changes, "policy": policy, "verifiers": verifiers})
 
     @property
     def stitches(self) -> bool:
@@ -112,8 +115,8 @@ class Job(Section):
 
     @property
     def identity(self) -> str:
-        """32 hex digits over what decides the units and what comes of each."""
-        tables = self.model_dump(mode="json", include={*_DECIDES})
+        """32 hex digits over what decides the units and what comes of each, the same wherever the command is given."""
+        tables = self.placed(None).model_dump(mode="json", include={*_DECIDES})
         tables["policy"] = {name: value for name, value in tables["policy"].items() if name not in ("base_urls", "api_key")}
         return content_key("job", __version__, str(self.job.seed), self.job.name, canonical(tables))
 
@@ -164,8 +167,8 @@ class Job(Section):
             os.environ["OPENAI_API_KEY"] = os.environ[name]
 
     def to_json(self) -> str:
-        """The job as JSON text, for the store. Secrets are named, not told."""
-        return json.dumps(self.model_dump(mode="json"), ensure_ascii=False)
+        """The job as JSON text, for the store. Secrets are named, not told, and passwords in addresses left out."""
+        return _PASSWORD.sub(r"\1…@", json.dumps(self.model_dump(mode="json"), ensure_ascii=False))
 
 
 _START = "See docs/jobs.md, or begin with: counterplay run --init"
@@ -190,18 +193,24 @@ def _only_secrets(policy: Any, tables: Mapping[str, Any], name: str) -> None:
         raise UserError(f"{name}: got {found[0]} outside of [policy] api_key", "a value: only secrets are read from the environment")
 
 
-def _where(folder: Path, path: str) -> str:
+def _where(folder: Path | None, path: str) -> str:
     return str(checking.below(folder, path))
 
 
-def _moved_source(source: Source, folder: Path) -> Source:
+def _moved_verifier(spec: str, folder: Path | None) -> str:
+    """What is a file or folder beside the job file; anything else may be the name of a model."""
+    kind, _, rest = spec.partition(":")
+    return f"{kind}:{_where(folder, rest)}" if kind in _OF_FILES and rest and checking.below(folder, rest).exists() else spec
+
+
+def _moved_source(source: Source, folder: Path | None) -> Source:
     from counterplay.connectors.pulls.address import is_address
 
     served = source.path.startswith(_SERVED) or "://" in source.path or is_address(source.path)
     return source if served else source.model_copy(update={"path": _where(folder, source.path)})
 
 
-def _moved_export(export: Export, folder: Path) -> Export:
+def _moved_export(export: Export, folder: Path | None) -> Export:
     files = {name for name in ("tokenizer", "held_out_file", "look_for_rules") if export.options.get(name) is not None}
     moved = {name: _where(folder, export.options[name]) for name in files}
     return type(export).model_validate({"kind": export.kind, "name": export.name, **export.options, **moved})

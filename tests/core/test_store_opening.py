@@ -235,3 +235,27 @@ def test_text_columns_are_compressed_and_attributes_can_be_queried(tmp_path):
         assert kinds == [{"compression": "ZSTD"}]
         assert store._records("SELECT id FROM trace WHERE attributes.tenant.n::INTEGER = 7") == [{"id": "t7"}]
         assert store._records("SELECT DISTINCT role FROM messages") == [{"role": "user"}]
+
+
+@pytest.mark.parametrize("room", [1 << 12, 1 << 15, 1 << 18])
+def test_a_full_disk_is_said_and_what_was_there_before_stays(tmp_path, room):
+    program = f"""
+import resource, signal
+from counterplay.core.errors import StoreError
+from counterplay.core.store import NewUnit, Store
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))
+try:
+    with Store.open("s.db") as store:
+        store.put_job("j", "j", "{{}}")
+        for n in range(100):
+            store.add_units("j", [NewUnit(f"{{n}}-{{i}}" * 20, ("t",)) for i in range(100)])
+except StoreError as error:
+    print("said", error)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], check=False, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert ran.stdout.startswith("said"), ran.stderr
+    assert not list(tmp_path.glob("*.new*"))
+    with Store.open(tmp_path / "s.db") as store:
+        held = sum(store.unit_counts(row.id)["pending"] for row in store.jobs())
+        assert held % 100 == 0

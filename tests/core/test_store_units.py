@@ -351,3 +351,13 @@ def test_kill_9_between_claim_and_settle_loses_nothing_and_doubles_nothing(tmp_p
             assert sum(unit.state == "running" for unit in held.values()) <= 3
     with Store.open(path) as store:
         assert store.claim("j", "owner3", 1)[0].number == 1 + len(settled), "the first that was not settled, whoever held it"
+
+
+def test_tries_are_forgotten_where_a_unit_gets_another_start(store):
+    kept = {"live_calls": 7, "tally": {"retries": 2}}
+    for name, result in {"a": {"tries": 3, **kept}, "b": {**kept, "tries": 3}, "c": {"tries": 3}}.items():
+        added(store, name)
+        store.claim("j", "me", 1)
+        store.settle("j", [Settled(name, "parked", "overloaded", "server", result)], "me")
+    store.reopen_units("j")
+    assert [unit.result for unit in store.units("j")] == [kept, kept, {}]

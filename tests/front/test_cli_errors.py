@@ -207,3 +207,18 @@ def test_a_mistyped_store_is_not_made(cli, tmp_path, command):
     assert done.code == 2
     assert "which does not exist" in done.err
     assert not missing.exists()
+
+
+def test_texts_for_a_person_are_printed_as_they_are(capsys):
+    from counterplay import console
+
+    line = "note: [policy] price says what tokens cost, " + "--option value " * 20
+    console.emit({}, as_json=False, human=[line])
+    assert capsys.readouterr().out == f"{line}\n"
+
+
+def test_an_error_that_ends_with_a_question_has_no_full_stop_behind_it():
+    from counterplay.core.errors import UserError
+
+    assert str(UserError("got x. Did you mean y?", do="See z.")) == "got x. Did you mean y? See z."
+    assert str(UserError("got x", "y", "See z.")) == "got x; wanted y. See z."

@@ -261,3 +261,18 @@ def test_exports_of_the_command_line_go_to_an_object_store(cli, bucket, store, t
     assert "tables/traces.parquet" in bucket.keys("tables/")
     report = cli("export", "parquet", "--out", bucket.uri("lake"), "--by", "date", "--only-new", "--store", path, "--json").json
     assert len(report["written"]) == 4
+
+
+@pytest.mark.parametrize("there", ["../mine.txt", "{tmp}/mine.txt", "sub/../../mine.txt"])
+def test_a_manifest_that_somebody_else_wrote_removes_nothing_outside_its_folder(store, tmp_path, there):
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+    named, target = there.format(tmp=tmp_path), tmp_path / "out"
+    target.mkdir()
+    (target / sinks.MANIFEST).write_text(json.dumps({"files": {named: {"bytes": 4, "blake2b": "0"}, "old.txt": {}}}))
+    (target / "old.txt").write_text("old")
+    sinks.publish(dataset(tmp_path / "data", train="a"), target)
+    assert (mine.exists(), (target / "old.txt").exists()) == (True, False)
+    (target / sinks.MANIFEST).write_text(json.dumps({"by": "date", "partitions": {"date=1": {"digest": "0", "files": [named]}}}))
+    sinks.export_partitions(store, target)
+    assert mine.exists()

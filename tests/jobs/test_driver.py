@@ -219,3 +219,47 @@ def test_waits_double_and_differ_by_class():
         "refused": "failed",
         "server": "parked",
     }
+
+
+class Counting(Loader):
+    def __init__(self):
+        self.given = []
+
+    def load(self, units):
+        self.given.append([unit.id for unit in units])
+        return super().load(units)
+
+
+async def test_units_are_loaded_many_together_ahead_of_a_crew_that_takes_them_one_by_one(store):
+    wide = NewUnit("wide", tuple(f"w{i}" for i in range(9)))
+    few = [NewUnit(f"u{i}", (f"u{i}",)) for i in range(14)]
+    store.add_units("j", [*few[:7], wide, *few[7:]])
+    loader, crew = Counting(), Crew(size=1)
+    await Driver(store, "j", loader, crew, Progress(store.path, "j", store.unit_counts("j"))).run()
+    assert crew.given == [*(f"u{i}" for i in range(7)), "wide", *(f"u{i}" for i in range(7, 14))]
+    assert [len(units) for units in loader.given] == [5, 2, 1, 5, 2]
+    assert loader.given[2] == ["wide"]
+
+
+async def test_what_was_loaded_and_not_begun_is_given_back(store):
+    units(store)
+    crew = Crew({"u0": [lambda: asyncio.sleep(60)]}, size=1)
+    driver = Driver(store, "j", Loader(), crew, Progress(store.path, "j", store.unit_counts("j")))
+    running = asyncio.create_task(driver.run())
+    while not crew.given:  # noqa: ASYNC110  the crew does not say
+        await asyncio.sleep(0.01)
+    driver.stop("interrupted")
+    await running
+    assert (store.unit_counts("j")["pending"], store.unit_counts("j")["running"]) == (10, 0)
+
+
+async def test_trees_are_written_with_their_units_or_not_at_all(store, monkeypatch):
+    units(store, 2)
+
+    def full(*_):
+        raise StoreError("no room")
+
+    monkeypatch.setattr(store, "settle", full)
+    with pytest.raises(StoreError, match="no room"):
+        await drive(store, Crew())
+    assert store.searches() == []

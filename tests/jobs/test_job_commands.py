@@ -48,6 +48,8 @@ def test_from_the_plan_to_the_report(cli, tmp_path):
     assert [unit["state"] for unit in units] == ["done", "done"]
     after = json.loads(cli("jobs", "units", "moves", "--after", str(units[-1]["number"]), "--store", "s.duckdb", "--json").stdout)["units"]
     assert len(after) == 3
+    assert "2 of 5 units" in cli("jobs", "units", "moves", "--limit", "2", "--store", "s.duckdb").stdout
+    assert "5 of 5 units" in cli("jobs", "units", "moves", "--state", "done", "--store", "s.duckdb").stdout
 
 
 def test_what_failed_is_seen_and_retried(cli, tmp_path):

@@ -6,10 +6,16 @@ import sys
 
 import pytest
 
+from counterplay import Store
 from counterplay.core.errors import UserError
+from counterplay.core.store import NewUnit
 from counterplay.jobs import running
+from counterplay.jobs.driver import Driver
 from counterplay.jobs.events import cleaned
 from counterplay.jobs.logs import logged
+from counterplay.jobs.progress import Progress
+from counterplay.jobs.retries import Retries
+from counterplay.jobs.work import Work, Worked, WorkerLostError
 from counterplay.replay.adaptive import Concurrency
 from counterplay.replay.health import Health
 from counterplay.replay.openai_tally import Tally
@@ -120,6 +126,46 @@ async def test_a_server_s_circuit(tmp_path):
         ("server.opened", "warning", "gpu1:8000"),
         ("server.closed", "info", "gpu1:8000"),
     ]
+
+
+class Crew:
+    """Its worker dies, its server fails, then it does the work; each try that comes back has paid for two calls."""
+
+    size = 1
+
+    def __init__(self):
+        paid = {"live_calls": 2, "tally": {"calls": 2, "unusable": 1}}
+        self.answers = [WorkerLostError("killed"), Worked("u", "failed", "answered 500", "server", **paid), Worked("u", "done", **paid)]
+
+    async def submit(self, work):
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def close(self):
+        pass
+
+
+class Loader:
+    at_once = 1
+
+    def load(self, units):
+        return [Work(unit.id, ()) for unit in units]
+
+
+async def test_tries_and_what_all_of_them_paid(tmp_path):
+    with Store.open(tmp_path / "s.duckdb") as store, logged(tmp_path / "log.jsonl"):
+        store.put_job("j", "j", "{}")
+        store.add_units("j", [NewUnit("u", ("t",))])
+        await Driver(store, "j", Loader(), Crew(), Progress(store.path, "j", store.unit_counts("j")), retries=Retries(3, 0.001)).run()
+        (unit,) = store.units("j")
+        (costs,) = store.costs("job")
+    found = [line for line in lines(tmp_path / "log.jsonl") if line["event"] != "units.claimed"]
+    assert [line["event"] for line in found] == ["worker.lost", "unit.retried", "unit.retried", "unit.done"]
+    assert [line.get("class") for line in found] == [None, "lost", "server", None]
+    assert (unit.result["live_calls"], unit.result["tally"]) == (4, {"calls": 4, "unusable": 2})
+    assert (costs.paid.calls, costs.wasted) == (4, {"unusable": 2})
 
 
 def test_a_log_that_can_t_be_written(tmp_path):

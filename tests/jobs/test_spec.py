@@ -141,3 +141,48 @@ def test_options_of_a_search_may_be_of_any_plain_type():
     assert plan.options == {"n": 2, "pivots": [1, 3], "localisation": "tool_error"}
     with pytest.raises(UserError, match="wanted a number, a text, true or false"):
         Job.read({**BASE, "search": {"algorithm": "repair", "options": {"n": {"a": 1}}}})
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "[policy]\nspec = 'openai:m'\nprice = [nan, 1.0]",
+        "[policy]\nspec = 'openai:m'\nprice = [-1.0, 2.0]",
+        "[budget]\ntotal = { model_calls = 1e400 }",
+        "[engine]\nlease_s = inf",
+        "[engine]\nlease_s = 1e300",
+        "[engine]\nat_once = 99999999999999999999",
+        "[engine]\nattempts = 99999999999999999999",
+        "[engine]\nbackoff_s = inf",
+        "[select]\ncost_above_usd = inf",
+        "[[export]]\nkind = 'dpo'\ntau = nan",
+        "[[export]]\nkind = 'sft'\nname = 'report.json'",
+    ],
+)
+def test_figures_that_would_bind_nothing_or_end_in_a_crash_are_refused(odd):
+    with pytest.raises(UserError, match="got"):
+        Job.read({**BASE, **tomllib.loads(odd)})
+
+
+def test_a_job_is_the_same_from_wherever_it_is_started(tmp_path, monkeypatch):
+    folder = tmp_path / "jobs"
+    (folder / "prm").mkdir(parents=True)
+    file = folder / "job.toml"
+    text = FILE.replace('spec = "moves:sound"', 'spec = "prm:prm"')
+    file.write_text(text.format(policy="transformers:model", servers="", calls=9))
+    identities, verifiers = set(), set()
+    for cwd, given in ((tmp_path, "jobs/job.toml"), (folder, "job.toml"), (folder / "prm", "../job.toml"), (tmp_path, str(file))):
+        monkeypatch.chdir(cwd)
+        job = Job.load(given)
+        identities.add(job.identity)
+        verifiers.add((cwd / job.verifiers[1].removeprefix("prm:")).resolve())
+    assert (len(identities), verifiers) == (1, {folder / "prm"})
+
+
+def test_passwords_in_addresses_are_kept_out_of_the_store():
+    servers = ["http://user:pass-word@gpu1:8000/v1", "http://gpu2:8000/v1"]
+    job = Job.read({**BASE, "policy": {"spec": "openai:m", "base_urls": servers}, "source": [{"path": "postgresql://me:pass-word@h/db"}]})
+    assert "pass-word" not in job.to_json()
+    assert "pass-word" in job.asked().base_url
+    kept = Job.model_validate_json(job.to_json())
+    assert kept.policy.base_urls == ("http://user:…@gpu1:8000/v1", "http://gpu2:8000/v1")

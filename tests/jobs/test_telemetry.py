@@ -171,7 +171,6 @@ def test_the_receiver_takes_agents_traces_alone(folder, monkeypatch):
     job = loaded(make(folder, tasks=1))
     with receiving(folder / "received.duckdb", "--quiet-s", 0.1) as receiver:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url)
-        monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
         with exported() as telemetry:
             running.run(job, listeners=[telemetry])
         assert receiver.post(one_call(3).SerializeToString()).status_code == 200

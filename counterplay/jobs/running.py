@@ -21,6 +21,7 @@ from counterplay.jobs.events import Events, Listener
 from counterplay.jobs.loading import Loader
 from counterplay.jobs.planning import planned
 from counterplay.jobs.progress import SETTLED, Progress
+from counterplay.jobs.ready import check_parts
 from counterplay.jobs.retries import Retries
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def _ran(job: Job, events: Events, only: int | None, watch: Callable[[Any], None
     from counterplay.core.store import Store
 
     job.hand_over_key()
+    check_parts(job)
     began_s = time.monotonic()
     job.job.store.parent.mkdir(parents=True, exist_ok=True)
     with Store.open(job.job.store, memory=job.engine.memory or _MEMORY) as store:
@@ -131,8 +133,9 @@ def family(store: Store, job: Job) -> list[JobRow]:
 
 
 def _unsettled(store: Store, row: JobRow) -> bool:
+    """Whether something is left of the job: units, or its datasets, in whose making it was cut short."""
     counts = store.unit_counts(row.id)
-    return bool(counts["pending"] or counts["running"])
+    return bool(counts["pending"] or counts["running"] or (row.state == "running" and sum(counts.values())))
 
 
 def _made(store: Store, job: Job, rows: Sequence[JobRow]) -> JobRow | None:

@@ -178,3 +178,39 @@ def test_the_report_is_json_without_a_surprise(folder):
     text = (folder / "out" / "report.json").read_text()
     json.loads(text, parse_constant=pytest.fail)
     assert str(folder) not in (folder / "out" / "report.md").read_text()
+
+
+def test_a_job_that_was_cut_short_while_it_made_datasets_is_still_under_way(folder, monkeypatch):
+    job = loaded(make(folder, tasks=2))
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(running, "make_datasets", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(job)
+    write_logs(folder, 3)
+    report, _ = run(job)
+    assert (report.job, report.live_calls, report.states) == (job.family, 0, {"done": 10})
+    assert digests("out")
+    assert run(job)[0].job == f"{job.family}.2"
+
+
+@pytest.mark.parametrize(
+    ("was", "slip"),
+    [
+        ('"moves:World"', '"moves:Wrld"'),
+        ('"moves:sound"', '"moves:sond"'),
+        ('"outcome"', '"outcme"'),
+        ('"moves:policy"', '"moves:polcy"'),
+        ('"moves:policy"', '"transformers:modl"'),
+        ('"moves:policy"', '"batch:folder:model"'),
+    ],
+)
+def test_a_slip_of_the_pen_makes_no_job(folder, was, slip):
+    file = make(folder, tasks=2)
+    file.write_text(file.read_text().replace(was, slip))
+    with pytest.raises(UserError):
+        run(loaded(file))
+    assert not (folder / "s.duckdb").exists()

@@ -181,7 +181,7 @@ class OpenAIPolicy:
 
     async def _ask(self, state: State, start: int, n: int) -> Answer:
         body = self._body(state, start, n)
-        answer = known = self._kept(body, state, start, n)
+        answer = known = self._kept(state, start)
         try:
             answer = known or await self._in_turn(body, state, start, n)
         except _RejectedError as error:
@@ -201,11 +201,14 @@ class OpenAIPolicy:
         self.tally.add(answer.usage)
         self.tally.short += len(answer.choices) < n
 
-    def _kept(self, body: bytes, state: State, start: int, n: int) -> Answer | None:
-        """What this request of a proposal of several was answered before the search was killed."""
+    def _kept(self, state: State, start: int) -> Answer | None:
+        """The draw that a request begins with, as it was answered before the search was killed, where its proposal has several."""
         keeping = requests.get()
-        said = None if keeping is None else keeping.get(_asked(body, start))
-        return None if said is None else self._read(said.encode(), "the journal", self._seeds(state, start, n))
+        said = None if keeping is None else keeping.get(self._name_of(state, start))
+        return None if said is None else self._read(said.encode(), "the journal", self._seeds(state, start, 1))
+
+    def _name_of(self, state: State, start: int) -> str:
+        return f"{start}\n{self._body(state, start, 1).decode()}"
 
     async def _in_turn(self, body: bytes, state: State, start: int, n: int) -> Answer:
         """One request, when the search that asks has its turn. The turn ends with the tokens really used."""
@@ -225,8 +228,8 @@ class OpenAIPolicy:
 
         def read(said: bytes, server: str) -> Answer:
             answer = self._read(said, server, seeds)
-            if keeping is not None and (n == 1 or len(answer.choices) < n):  # a whole proposal is kept as one
-                keeping.put(_asked(body, start), said.decode())
+            if keeping is not None and (n == 1 or len(answer.choices) < n) and len(answer.choices) == 1:  # a whole proposal is kept as one
+                keeping.put(self._name_of(state, start), said.decode())
             return answer
 
         attempt = await self._connected().post(body, state.prefix_keys[0], read)
@@ -321,10 +324,6 @@ class OpenAIPolicy:
         client = openai.AsyncOpenAI(api_key=self._key, base_url=url, http_client=first)
         sender = Sender(client, http, "chat/completions", timeout_s=self.timeout_s)
         return Server(url or str(client.base_url).rstrip("/"), sender, Concurrency(most=self.concurrency), Health())
-
-
-def _asked(body: bytes, start: int) -> str:
-    return f"{start}\n{body.decode()}"
 
 
 def addresses(base_url: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -322,3 +322,18 @@ async def test_a_proposal_that_is_one_request_is_kept_once():
         await policy.propose(STATE, 1)
         await policy.propose(STATE, 3)
     assert len(journal.entries) == 2
+
+
+async def test_the_draw_that_a_server_gave_in_place_of_several_is_not_asked_for_again_once_it_is_known_to_give_one():
+    journal = MemoryJournal()
+    with Loopback(completion("answer 0"), completion("answer 1"), 30.0, completion("late")) as server:
+        asking = asyncio.ensure_future(JournaledPolicy(policy_at(server, concurrency=1), journal).propose(STATE, 3))
+        async with asyncio.timeout(20):
+            while len(server.requests) < 3:  # noqa: ASYNC110  the server counts in a thread
+                await asyncio.sleep(0.01)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+    with Loopback(completion("answer 2")) as server:
+        again = JournaledPolicy(policy_at(server, n_support="never"), journal)
+        assert [proposal.action.content for proposal in await again.propose(STATE, 3)] == ["answer 0", "answer 1", "answer 2"]
+        assert len(server.requests) == 1

@@ -111,7 +111,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
 
 
 def facts(values: Mapping[str, Any]) -> Table:
-    """Two columns, name and value; nested values as compact JSON."""
+    """Two columns, name and value; what is nested as `name: value, ...`, deeper as compact JSON."""
     made = Table(show_header=False, box=None, pad_edge=False)
     made.add_column(style="dim")
     made.add_column(overflow="fold")
@@ -123,11 +123,15 @@ def facts(values: Mapping[str, Any]) -> Table:
 
 def _cell(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:,.4g}"
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     if value is None:
         return "-"
+    if isinstance(value, list | tuple | dict) and not value:
+        return "none"
+    if isinstance(value, dict) and not any(isinstance(part, list | tuple | dict) for part in value.values()):
+        return ", ".join(f"{_escape(str(name))}: {_cell(part)}" for name, part in value.items())
     return _escape(value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False))
 
 

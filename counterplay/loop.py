@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 Item = Trace | Rejected
 _AT_ONCE = 64
+_SCHEMES = "s3://, gs://, az://, postgresql://, langfuse://, langsmith://, phoenix://, mlflow://"
 
 
 def _nothing(*_: Any) -> None:
@@ -122,7 +123,11 @@ def _watched(items: Iterable[Item], on_item: Callable[[], None]) -> Iterator[Ite
 
 def check_paths(paths: Iterable[Path | str]) -> list[Path]:
     """The paths, all of which exist. Raises UserError where one does not."""
-    files = [Path(path) for path in paths]
+    given = list(paths)
+    unknown = next((str(path) for path in given if "://" in str(path)), None)
+    if unknown is not None:
+        raise UserError(f"got {unknown}, whose scheme is not known", f"a path, or an address that begins with one of {_SCHEMES}")
+    files = [Path(path) for path in given]
     missing = [str(path) for path in files if not path.exists()]
     if missing:
         raise UserError(f"got {', '.join(missing)}, which does not exist", "log files or folders")

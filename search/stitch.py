@@ -48,16 +48,21 @@ def stitch(traces: Sequence[Trajectory]) -> list[SearchTree]:
     action is added as a child that was not executed (a step without observations), with N and W of its class: all siblings
     share one exact prompt. The caller groups runs by task. Raises UserError on a logged reward outside [0, 1].
     """
-    classes = merge([run for run in traces if run.steps])
-    return [_tree(run, classes) for run in traces if run.steps]
+    keyed = [(run, state_keys(run)) for run in traces if run.steps]
+    classes = _merged(keyed)
+    return [_tree(run, keys, classes) for run, keys in keyed]
 
 
 def merge(traces: Sequence[Trajectory]) -> Classes:
     """Count every run in each class it visits; it visits none twice, for a class knows all that was done before."""
+    return _merged([(run, state_keys(run)) for run in traces])
+
+
+def _merged(keyed: Sequence[tuple[Trajectory, list[str]]]) -> Classes:
     classes: dict[str, StateClass] = {}
-    for run in traces:
+    for run, keys in keyed:
         reward = logged_reward(run)
-        for key, step in zip(state_keys(run), run.steps, strict=False):
+        for key, step in zip(keys, run.steps, strict=False):
             state = classes.setdefault(key, StateClass())
             action = state.actions.setdefault(action_signature(step.action), ActionClass())
             if action.example is None and step.sampled:
@@ -99,10 +104,9 @@ def _count(counted: StateClass | ActionClass, reward: float | None) -> None:
         counted.value_sum += reward
 
 
-def _tree(run: Trajectory, classes: Classes) -> SearchTree:
+def _tree(run: Trajectory, keys: Sequence[str], classes: Classes) -> SearchTree:
     path = logged_path(run, "stitch")
     tree, reward = path.tree, logged_reward(run)
-    keys = state_keys(run)
     tree.root.visits, tree.root.value_sum = classes[keys[0]].visits, classes[keys[0]].value_sum
     for key, node, child in zip(keys, path.nodes, path.nodes[1:], strict=False):
         state = classes[key]

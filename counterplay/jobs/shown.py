@@ -49,8 +49,21 @@ def estimate(found: Estimate) -> list[Any]:
         "datasets": ", ".join(found.datasets) or "none",
     }
     parts: list[Any] = [console.facts(facts)]
-    rows = [(one.kind, f"{one.amount:,.6g}", f"{one.low:,.4g} to {one.high:,.4g}", one.basis) for one in found.amounts]
+    rows = [(one.kind, _plain(one.amount), f"{_plain(one.low)} to {_plain(one.high)}") for one in found.amounts]
     if rows:
-        parts.append(console.table("expected to use, answers that are journalled not counted", ["", "about", "range", "by"], rows))
+        parts.append(console.table("expected to use, answers that are journalled not counted", ["", "about", "range"], rows))
+        parts += [f"{', '.join(kinds)}: by {basis}" for basis, kinds in _by_basis(found).items()]
     parts += [f"note: {note}" for note in found.notes]
     return parts
+
+
+def _plain(amount: float) -> str:
+    return f"{amount:,.0f}" if amount >= 100 else f"{amount:,.3g}"
+
+
+def _by_basis(found: Estimate) -> dict[str, list[str]]:
+    """What each estimate rests on, said once."""
+    kinds: dict[str, list[str]] = {}
+    for one in found.amounts:
+        kinds.setdefault(one.basis, []).append(one.kind)
+    return kinds

@@ -67,7 +67,7 @@ def emit(result: Any, *, as_json: bool, human: Any = None) -> None:
     A text is printed as it is: brackets are no markup, and a long line stays one line, so that commands can be copied.
     """
     if as_json:
-        print(json.dumps(plain(result), ensure_ascii=False))  # noqa: T201  the result itself
+        print(json.dumps(plain(result), ensure_ascii=False), flush=True)  # noqa: T201  the result itself, also of a command that goes on
         return
     shown = human if human is not None else facts(plain(result))
     for part in shown if isinstance(shown, list) else [shown]:

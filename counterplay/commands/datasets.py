@@ -95,7 +95,7 @@ def exporting_command(name: str) -> Callable[[Callable[..., Any]], Callable[...,
             place = str(report.folder) if str(folder) == out else sinks.sink_of(out).uri
             console.emit({**report.to_json(), "folder": place}, as_json=as_json, human=_shown(report, place))
             if report.replaced:
-                console.err.print(f"the dataset that was in {report.folder} is replaced")
+                console.err.print(f"the dataset that was in {report.folder} is replaced", markup=False, soft_wrap=True)
             for split in (name for name, count in report.rows.items() if not count):
                 tasks = sum(report.tasks.values())
                 console.err.print(f"the split {split} is empty: its share fell on none of {tasks} tasks; another --seed draws anew")

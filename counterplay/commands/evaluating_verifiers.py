@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from counterplay import console
 from counterplay.commands.options import DEFAULT_STORE, AsJson, Limit, Seed, bounded
@@ -58,7 +57,7 @@ def verifiers_evaluate(
     for evaluation in evaluations:
         columns = ["probe", "trajectories", "share that rises", "mean change"]
         shown += [console.table(f"{named(evaluation)}: {verdict(evaluation)}", columns, probe_rows(evaluation))]
-    human = [*shown, *(escape(f"{named(e)}: {note}") for e in evaluations for note in e.notes)]
+    human = [*shown, *(f"{named(e)}: {note}" for e in evaluations for note in e.notes)]
     console.emit({"evaluations": evaluations}, as_json=as_json, human=human)
     if any(_unfit(evaluation, check) for evaluation in evaluations):
         raise typer.Exit(1)

@@ -63,7 +63,11 @@ def ingest(
         )
     console.emit(report, as_json=as_json)
     if report.rejected_added and not as_json:
-        console.err.print(f"{report.rejected_added} inputs could not be read and are in quarantine: counterplay stats --store {store}")
+        console.err.print(
+            f"{report.rejected_added} inputs could not be read and are in quarantine: counterplay stats --store {store}",
+            markup=False,
+            soft_wrap=True,
+        )
     if not (report.traces_added or report.traces_known or report.traces_updated or report.files_unchanged or servers):
         raise typer.Exit(1)
 

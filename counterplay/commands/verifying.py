@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from counterplay import console
 from counterplay.commands.options import (
@@ -46,7 +45,7 @@ def verifiers_new(
 
     folder = write(name, out)
     made = [str(folder / file) for file in files(name)]
-    human = escape(f"{folder}: {', '.join(files(name))}\nNext: pip install -e '{folder}[test]' && pytest {folder}")
+    human = f"{folder}: {', '.join(files(name))}\nNext: pip install -e '{folder}[test]' && pytest {folder}"
     console.emit({"folder": str(folder), "files": made}, as_json=as_json, human=human)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import time
 
 import pytest
@@ -32,6 +33,7 @@ def test_a_status_that_is_damaged_is_none(tmp_path, odd):
 def test_an_output_folder_that_is_a_file_is_said(tmp_path, monkeypatch):
     file = batch.make(tmp_path / "job", tasks=1)
     monkeypatch.syspath_prepend(file.parent)
+    monkeypatch.delitem(sys.modules, "moves", raising=False)  # another test's
     job = batch.loaded(file, output={"folder": file.parent / "logs.jsonl"})
     with pytest.raises(StoreError, match=r"logs\.jsonl can't be made"):
         running.run(job)

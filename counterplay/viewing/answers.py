@@ -84,7 +84,9 @@ class Answers:
     def trace(self, trace_id: str) -> View:
         row = self.index.row(trace_id)
         if row is None:
-            raise MissingError(f"no trace {trace_id!r} in {self._name}", "one of the list")
+            raise MissingError(
+                f"no trace {trace_id!r} in {self._name}", "one that it holds", "Its trees name theirs: counterplay tree --store STORE"
+            )
         return traces.trace_detail(self.store, self.index, row)
 
     def tree(self, search_id: str) -> View:
@@ -106,7 +108,9 @@ class Answers:
 
         def grow() -> tuple[SearchRecord, SearchTree]:
             if not any(row.id == search_id for row in self.store.searches()):
-                raise MissingError(f"no search {search_id!r} in {self._name}", "one of the list")
+                raise MissingError(
+                    f"no search {search_id!r} in {self._name}", "one that it holds", "They are listed by: counterplay tree --store STORE"
+                )
             record = self.store.search(search_id)
             return record, SearchTree.from_record(record)
 

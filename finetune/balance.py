@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from counterplay.core.canonical import content_key
@@ -67,7 +68,7 @@ class Caps:
     def __call__(self, rows: Sequence[Row]) -> tuple[list[Row], list[Drop]]:
         return through(self, rows)
 
-    def begin(self) -> Sketches:
+    def begin(self, _: Path) -> Sketches:
         return _Ranked(self)
 
 

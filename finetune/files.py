@@ -67,7 +67,7 @@ class Writing:
 
     def differences(self) -> list[Difference]:
         """Of the pairs that tell of wrong labels, what sets their sides apart, in the order they are drawn."""
-        looked_at = sample([(self.incoming[number].name, self.incoming[number].size) for number in self.kept])
+        looked_at = sample((row.name, row.size) for row in self.incoming.rows(self.kept))
         found = {at: difference(self._record(self.incoming.columns(self.kept[at]))) for at in sorted(looked_at)}
         return [found[at] for at in looked_at]
 
@@ -78,12 +78,12 @@ class Writing:
 
     @cached_property
     def _recorded(self) -> bool:
-        return any(self.incoming[number].recorded for number in self.kept)
+        return any(row.recorded for row in self.incoming.rows(self.kept))
 
     def _columns(self, number: int) -> Columns:
         """The record; where other rows have ids that a policy sampled, and it has none, with a column that says so."""
         columns = self.incoming.columns(number)
-        if not self._recorded or self.incoming[number].recorded:
+        if not self._recorded or RECORDED in columns:
             return columns
         values = {name: columns[name] for name in columns if name not in LINEAGE}
         none = dumps([None] * len(columns["messages"]))

@@ -17,8 +17,9 @@ show when a verifier is evaluated against outcomes.
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import pairwise
@@ -62,18 +63,19 @@ def noise_of(records: Sequence[Mapping[str, Any]], *, folds: int = 5, repeats: i
     Pairs of one task are never on both sides of a fold; the folds are drawn `repeats` times. Of more than 20,000 pairs as many are drawn
     (`sample`). Deterministic.
     """
-    looked_at = sample([(record["name"], _size(record)) for record in records], seed=seed)
+    looked_at = sample(((record["name"], _size(record)) for record in records), seed=seed)
     found = [difference(records[number]) for number in looked_at] if len(looked_at) >= _LEAST_PAIRS else []
     return estimated(found, [record["probability"] for record in records], folds=folds, repeats=repeats, seed=seed)
 
 
-def sample(pairs: Sequence[tuple[str, int]], *, seed: int = 0) -> list[int]:
+def sample(pairs: Iterable[tuple[str, int]], *, seed: int = 0) -> list[int]:
     """Which pairs are looked at, from the names and the number of characters of all: drawn by name, while they are no more than 20,000
     and their sides hold no more than 32 million characters.
     """
     chosen, room = list[int](), _MOST_CHARS
-    for number in sorted(range(len(pairs)), key=lambda n: _drawn(seed, pairs[n][0]))[:_MOST_PAIRS]:
-        room -= pairs[number][1]
+    drawn = ((_drawn(seed, name), number, size) for number, (name, size) in enumerate(pairs))
+    for _, number, size in heapq.nsmallest(_MOST_PAIRS, drawn):
+        room -= size
         if room < 0 and len(chosen) >= _LEAST_PAIRS:
             break
         chosen.append(number)

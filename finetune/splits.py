@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Literal, Protocol, TypeAlias
 
@@ -104,11 +105,17 @@ def assign(
     main = max(shares, key=lambda name: shares[name])
     if len(shares) == 1:
         return [main] * len(lineages)
-    more = ties or [()] * len(lineages)
-    groups = _connected([*_ties(lineage, row, by), *also] for row, (lineage, also) in enumerate(zip(lineages, more, strict=True)))
-    drawn = {group: _draw(group, shares, seed) for group in set(groups)}
-    chosen = [drawn[group] for group in groups]
-    return chosen if main in drawn.values() else [main] * len(chosen)
+
+    def named() -> Iterator[list[str]]:
+        for row, lineage in enumerate(lineages):
+            yield [*_ties(lineage, row, by), *(ties[row] if ties else ())]
+
+    first = _connected(named)
+    name_of: dict[int, str] = {}
+    for group, names in zip(first, named(), strict=True):
+        name_of[group] = min(*names, name_of.get(group, names[0]))
+    drawn = {group: _draw(name, shares, seed) for group, name in name_of.items()}
+    return [drawn[group] for group in first] if main in drawn.values() else [main] * len(first)
 
 
 def _ties(lineage: Sourced, row: int, by: Sequence[SplitBy]) -> Iterable[str]:
@@ -120,23 +127,37 @@ def _ties(lineage: Sourced, row: int, by: Sequence[SplitBy]) -> Iterable[str]:
     return names or [f"search:{lineage.search}" if lineage.search else f"row:{row}"]
 
 
-def _connected(ties: Iterable[Sequence[str]]) -> list[str]:
-    """The name of each row's group: the smallest of all names tied together."""
-    leader: dict[str, str] = {}
+def _connected(named: Callable[[], Iterable[Sequence[str]]]) -> array[int]:
+    """For each row the first one that a name ties it to, however indirectly. Equal names are found by their hashes: what names need in
+    memory is 16 bytes each, and a confusion would only keep two groups together.
+    """
+    import numpy as np
 
-    def find(name: str) -> str:
-        while leader.setdefault(name, name) != name:
-            leader[name] = leader[leader[name]]
-            name = leader[name]
-        return name
+    keys, rows = array("Q"), array("Q")
+    count = 0
+    for row, names in enumerate(named()):
+        count = row + 1
+        for name in names:
+            keys.append(_hashed(name))
+            rows.append(row)
+    hashes = np.frombuffer(keys, np.uint64)
+    order = np.argsort(hashes, kind="stable")
+    leader = array("Q", range(count))
 
-    firsts = []
-    for names in ties:
-        for name in names[1:]:
-            low, high = sorted((find(names[0]), find(name)))
-            leader[high] = low
-        firsts.append(find(names[0]))
-    return [find(first) for first in firsts]
+    def find(row: int) -> int:
+        while leader[row] != row:
+            leader[row] = leader[leader[row]]
+            row = leader[row]
+        return row
+
+    for at in np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]]):
+        low, high = sorted((find(rows[order[at]]), find(rows[order[at + 1]])))
+        leader[high] = low
+    return array("Q", map(find, range(count)))
+
+
+def _hashed(name: str) -> int:
+    return int.from_bytes(blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
 
 def _draw(group: str, shares: Mapping[str, float], seed: int) -> str:

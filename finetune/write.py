@@ -10,6 +10,7 @@ import glob
 import json
 import os
 import shutil
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,8 +21,8 @@ from typing import Any, get_args
 from counterplay.core.canonical import loads
 from counterplay.core.errors import UserError
 from counterplay.core.nouns import Trace
-from counterplay.finetune.balance import balance
 from counterplay.finetune.card import DROPPED, MANIFEST, DatasetReport, Origin, card, sources
+from counterplay.finetune.counted import Counts
 from counterplay.finetune.files import Format, Writing
 from counterplay.finetune.gates.account import account
 from counterplay.finetune.gates.protocol import TieSource
@@ -84,8 +85,8 @@ def write_dataset(
     if incoming.row_type is None or not kept:
         left_out = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common(5)) or "nothing; none came in"
         raise UserError(f"no row is left to write to {target}", "at least one", f"Left out: {left_out}.")
-    chosen = assign([incoming[number] for number in kept], split, seed, by=by, ties=incoming.ties(kept))
-    parts = {name: _arranged(incoming, [n for n, place in zip(kept, chosen, strict=True) if place == name]) for name in split}
+    chosen = assign(incoming.rows(kept), split, seed, by=by, ties=incoming.ties(kept))
+    parts = {name: _arranged(incoming, array("Q", (n for n, at in zip(kept, chosen, strict=True) if at == name))) for name in split}
     writing = Writing(incoming, parts, kept, incoming.row_type.kind, tuple(formats), GROUP_CHARS)
     with _replacing(target) as fresh:
         writing.run(fresh)
@@ -93,7 +94,7 @@ def write_dataset(
             target,
             writing,
             dropped,
-            sources=sources({trace for number in kept for trace in incoming[number].traces}, traces),
+            sources=sources({trace for row in incoming.rows(kept) for trace in row.traces}, traces),
             by=tuple(by),
             gates=account(dropped, gates, max_length=max_length),
             settings={name: value for name, value in (settings or {}).items() if value is not None},
@@ -139,8 +140,7 @@ def _check_formats(formats: Sequence[Format]) -> None:
 def _arranged(incoming: Incoming, numbers: Sequence[int]) -> Sequence[int]:
     """The rows of one split in the order their kind is written in."""
     row_type = incoming.row_type or Row
-    order = row_type.arrange([incoming[number] for number in numbers]) if numbers else ()
-    return [numbers[index] for index in order]
+    return array("Q", (numbers[index] for index in row_type.arrange(incoming.rows(numbers)))) if numbers else numbers
 
 
 _AGAIN = "Export the dataset again, into a new folder."
@@ -176,38 +176,25 @@ def _check_target(target: Path) -> None:
 
 
 def _report(target: Path, writing: Writing, dropped: Counter[str], **settings: Any) -> DatasetReport:
-    rows = [writing.incoming[number] for number in writing.kept]
-    lengths = [row.length for row in rows if row.length is not None]
-    probabilities = [row.probability for row in rows if row.probability is not None]
+    counts = Counts.of(writing.incoming.rows(writing.kept))
     return DatasetReport(
         folder=target,
         kind=writing.kind,
         rows={name: len(part) for name, part in writing.parts.items()},
-        tasks={name: len({writing.incoming[number].task for number in part} - {None}) for name, part in writing.parts.items()},
+        tasks={name: len({row.task for row in writing.incoming.rows(part)} - {None}) for name, part in writing.parts.items()},
         dropped=dict(dropped.most_common()),
         drops=tuple(islice(chain.from_iterable(writing.incoming.stages), NAMED)),
-        grades=dict(Counter(row.grade.name.lower() for row in rows).most_common()),
-        algorithms=dict(Counter(row.algorithm or "logged" for row in rows).most_common()),
-        verifiers=tuple(sorted({name for row in rows for name in row.verifiers})),
-        tokens=_lengths(lengths) if lengths else None,
-        label_noise=sum(1.0 - each for each in probabilities) / len(probabilities) if any(each < 1.0 for each in probabilities) else None,
-        noise=estimated(writing.differences(), probabilities) if writing.kind in ("dpo", "reward") else None,
-        labels=dict(Counter(row.label for row in rows)) if "label" in LAYOUTS[writing.kind].values else None,
-        neutralised=sum(row.neutralised for row in rows),
-        reissued=sum(row.reissued for row in rows),
-        fractions=sum(row.fractions for row in rows),
-        undefined=sum(row.undefined for row in rows),
-        logged=sum(row.logged for row in rows),
+        grades=dict(counts.grades.most_common()),
+        algorithms=dict(counts.algorithms.most_common()),
+        verifiers=tuple(sorted(counts.verifiers)),
+        tokens=counts.tokens,
+        label_noise=counts.label_noise,
+        noise=estimated(writing.differences(), counts.probabilities) if writing.kind in ("dpo", "reward") else None,
+        labels=dict(counts.labels) if "label" in LAYOUTS[writing.kind].values else None,
         unsayable=writing.unsayable,
-        balance=balance(row.taught for row in rows),
-        **settings,
+        balance=counts.balance,
+        **{**counts.noticed, **settings},
     )
-
-
-def _lengths(lengths: Sequence[int]) -> dict[str, int]:
-    ordered = sorted(lengths)
-    ranks = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}
-    return {**{name: ordered[round(rank * (len(ordered) - 1))] for name, rank in ranks.items()}, "total": sum(ordered)}
 
 
 @contextmanager

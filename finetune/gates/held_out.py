@@ -132,7 +132,7 @@ class HeldOut:
     def __call__(self, rows: Sequence[Row]) -> tuple[list[Row], list[Drop]]:
         return through(self, rows)
 
-    def begin(self) -> Sketches:
+    def begin(self, _: Path) -> Sketches:
         return _Matches(self)
 
     def whole(self, row: Row) -> str:

@@ -10,7 +10,10 @@ from __future__ import annotations
 from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, TYPE_CHECKING
+from weakref import finalize
 
 from counterplay.finetune.gates.words import mixed
 
@@ -24,6 +27,7 @@ HASHES = 256
 _SEED = 20_011
 _AT_ONCE = 1 << 12
 _MISSED = 0.01
+_VALUES = 1 << 20
 
 
 def jaccard(one: Hashes, other: Hashes) -> float:
@@ -96,31 +100,60 @@ class Index:
 
 
 class Bands:
-    """The bands of many sets, by number, as one block of memory; and those that more than one of some sets has."""
+    """The bands of many sets, by number, in a file without a name in `folder`; and those that more than one of some sets has."""
 
-    def __init__(self, threshold: float) -> None:
-        self._signer = Signer(threshold)
-        self._numbers, self._all = array("Q"), array("Q")
+    def __init__(self, threshold: float, folder: Path) -> None:
+        self._signer, self._folder = Signer(threshold), folder
+        self._width = HASHES // rows_per_band(threshold)
+        self._numbers, self._filling = array("Q"), array("Q")
+        self._file: IO[bytes] | None = None
 
     def add(self, number: int, hashes: Hashes) -> None:
         """Numbers only rise. An empty set, which is like no other, is not kept."""
-        if len(hashes):
-            self._numbers.append(number)
-            self._all.frombytes(self._signer.of(hashes).tobytes())
+        if not len(hashes):
+            return
+        self._numbers.append(number)
+        self._filling.frombytes(self._signer.of(hashes).tobytes())
+        if len(self._filling) == _AT_ONCE * self._width:
+            if self._file is None:
+                self._file = TemporaryFile(dir=self._folder)  # noqa: SIM115  closed with the bands
+                finalize(self, self._file.close)
+            self._filling.tofile(self._file)
+            self._filling = array("Q")
 
     def shared(self, numbers: Sequence[int]) -> dict[int, list[int]]:
         """The bands that each of these sets has in common with another of them; sets without one are not in it."""
         import numpy as np
 
-        held = np.frombuffer(self._numbers, np.uint64) if self._numbers else np.empty(0, np.uint64)
-        table = np.frombuffer(self._all, np.uint64).reshape(len(held), -1) if len(held) else np.empty((0, 1), np.uint64)
-        rows = np.flatnonzero(np.isin(held, np.asarray(numbers, np.uint64)))
-        values, counts = np.unique(table[rows], return_counts=True)
-        repeated = values[counts > 1]
-        found = {}
-        for start in range(0, len(rows), _AT_ONCE):
-            part = rows[start : start + _AT_ONCE]
-            common = np.isin(table[part], repeated)
+        wanted = np.asarray(numbers, np.uint64)
+        repeated, found = self._repeated(wanted), dict[int, list[int]]()
+        for held, table in self._tables(wanted):
+            common = np.isin(table, repeated)
             for row in np.flatnonzero(common.any(axis=1)):
-                found[int(held[part[row]])] = table[part[row]][common[row]].tolist()
+                found[int(held[row])] = table[row][common[row]].tolist()
         return found
+
+    def _repeated(self, wanted: Hashes) -> Hashes:
+        """The bands that are there more than once: looked for in as many turns as it takes for few to be in memory."""
+        import numpy as np
+
+        turns = 1 + len(self._numbers) * self._width // _VALUES
+        found = []
+        for turn in range(turns):
+            mine = [table[table % np.uint64(turns) == turn] for _, table in self._tables(wanted)]
+            values, counts = np.unique(np.concatenate(mine or [np.empty(0, np.uint64)]), return_counts=True)
+            found.append(values[counts > 1])
+        return np.concatenate(found)
+
+    def _tables(self, wanted: Hashes) -> Iterator[tuple[Hashes, Hashes]]:
+        """The numbers of some sets and, a row each, their bands: all that are wanted, in several parts."""
+        import numpy as np
+
+        if self._file is not None:
+            self._file.seek(0)
+        for start in range(0, len(self._numbers), _AT_ONCE):
+            held = np.array(self._numbers[start : start + _AT_ONCE], np.uint64)
+            full = len(held) == _AT_ONCE and self._file is not None
+            whole = np.frombuffer(self._file.read(_AT_ONCE * self._width * 8) if full and self._file else self._filling, np.uint64)
+            those = np.isin(held, wanted)
+            yield held[those], whole.reshape(len(held), self._width)[those]

@@ -12,10 +12,10 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from tempfile import gettempdir
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias, overload
 
 from counterplay.core.canonical import canonical, content_key
 from counterplay.finetune.gates.minhash import Bands, jaccard
@@ -35,6 +35,7 @@ _COMMON_TASKS, _COMMON_SHARE = 3, 0.1
 _COUNTERS = 1 << 20
 _REMEMBERED = 2048
 _COMPARED = 64
+_NOTHING = -1
 
 
 @dataclass(frozen=True)
@@ -54,32 +55,27 @@ class NearDuplicates:
     def __call__(self, rows: Sequence[Row]) -> tuple[list[Row], list[Drop]]:
         return through(self, rows)
 
-    def begin(self) -> Sketches:
-        return _Likenesses(self)
+    def begin(self, folder: Path) -> Sketches:
+        return _Likenesses(self, folder)
 
 
 class _Likenesses:
     """Of every row the bands of its signature and how sure it is. Rows that may be alike are read again and compared exactly."""
 
-    def __init__(self, gate: NearDuplicates) -> None:
-        self._gate, self._bands = gate, Bands(gate.threshold)
-        self._sure: dict[int, tuple[float, float]] = {}
+    def __init__(self, gate: NearDuplicates, folder: Path) -> None:
+        self._gate, self._bands = gate, Bands(gate.threshold, folder)
+        self._sure = array("d")
 
     def add(self, number: int, row: Row) -> None:
         self._bands.add(number, _tagged(_groups(row), _labels(row)))
-        sure = _sureness(row)
-        if sure != (0.0, 0.0):
-            self._sure[number] = self._alike_sure.setdefault(sure, sure)
-
-    @cached_property
-    def _alike_sure(self) -> dict[tuple[float, float], tuple[float, float]]:
-        return {}
+        self._sure.extend([0.0] * (2 * number - len(self._sure)))
+        self._sure.extend(_sureness(row))
 
     def refused(self, numbers: Sequence[int], row_of: RowOf) -> Mapping[int, Drop]:
         shared, drops = self._bands.shared(numbers), dict[int, Drop]()
         kept: defaultdict[int, list[int]] = defaultdict(list)
         groups_of = lru_cache(maxsize=_COMPARED)(lambda number: _groups(row_of(number)))
-        for number in sorted(shared, key=lambda n: self._sure.get(n, (0.0, 0.0)), reverse=True):
+        for number in sorted(shared, key=lambda n: tuple(self._sure[2 * n : 2 * n + 2]), reverse=True):
             rivals = sorted({other for band in shared[number] for other in kept.get(band, ())})
             twin = next((other for other in rivals if _alike(groups_of(number), groups_of(other), self._gate.threshold)), None)
             if twin is None:
@@ -106,7 +102,7 @@ def near_ties(rows: Sequence[Row], *, threshold: float = 0.8) -> list[tuple[str,
     ties = NearTies(threshold).begin(Path(gettempdir()))
     for number, row in enumerate(rows):
         ties.add(number, row)
-    return ties.names(range(len(rows)))
+    return [tuple(names) for names in ties.names(range(len(rows)))]
 
 
 @dataclass(frozen=True)
@@ -126,15 +122,16 @@ class _Asked:
     """Of every text that rows ask, each once, the runs of words, set aside; of every row, which text it asks."""
 
     def __init__(self, threshold: float, folder: Path) -> None:
-        self._threshold, self._runs = threshold, Objects(folder)
+        self._threshold, self._folder, self._runs = threshold, folder, Objects(folder)
         self._texts: dict[bytes, int] = {}
         self._names = array("Q")
         self._long: dict[int, int] = {}
-        self._asks: dict[int, int] = {}
+        self._asks = array("q")
         self._unnamed: set[int] = set()
 
     def add(self, number: int, row: Row) -> None:
         text = plain(opening_of(row))
+        self._asks.extend([_NOTHING] * (number + 1 - len(self._asks)))
         if not text:
             return
         digest = bytes.fromhex(content_key(text))
@@ -147,20 +144,39 @@ class _Asked:
         if row.lineage.task is None:
             self._unnamed.add(number)
 
-    def names(self, numbers: Sequence[int]) -> list[tuple[str, ...]]:
-        asked = list(dict.fromkeys(self._asks[number] for number in numbers if number in self._asks))
+    def names(self, numbers: Sequence[int]) -> _Names:
+        asked = dict.fromkeys(self._asks[number] for number in numbers)
         texts = [at for at in asked if at in self._long]
-        leaders = _clustered(_SetAside(self._runs, [self._long[at] for at in texts]), self._threshold)
-        like = {at: f"like:{self._names[texts[leader]]:016x}" for at, leader in zip(texts, leaders, strict=True)}
-        return [self._name(number, like) for number in numbers]
+        leaders = _clustered(_SetAside(self._runs, [self._long[at] for at in texts]), self._threshold, self._folder)
+        return _Names(self, numbers, {at: texts[leader] for at, leader in zip(texts, leaders, strict=True)})
 
-    def _name(self, number: int, like: Mapping[int, str]) -> tuple[str, ...]:
-        at = self._asks.get(number)
-        if at is None:
-            return ()
+    def name(self, number: int, like: Mapping[int, int]) -> tuple[str, ...]:
+        """What ties the row `number`, where texts are `like` others."""
+        at = self._asks[number]
         if at in like:
-            return (like[at],)
-        return (f"asks:{self._names[at]:016x}",) if number in self._unnamed else ()
+            return (f"like:{self._names[like[at]]:016x}",)
+        return (f"asks:{self._names[at]:016x}",) if at != _NOTHING and number in self._unnamed else ()
+
+
+@dataclass(frozen=True)
+class _Names(Sequence[Sequence[str]]):
+    """The names of rows, each made when it is asked for."""
+
+    asked: _Asked
+    numbers: Sequence[int]
+    like: Mapping[int, int]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, at: int) -> Sequence[str]: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Sequence[str]]: ...
+    def __getitem__(self, at: int | slice) -> Sequence[str] | Sequence[Sequence[str]]:
+        if isinstance(at, slice):
+            return _Names(self.asked, self.numbers[at], self.like)
+        return self.asked.name(self.numbers[at], self.like)
 
 
 @dataclass(frozen=True)
@@ -186,7 +202,7 @@ class _Sets(Protocol):
 def clusters(texts: Iterable[str], threshold: float) -> dict[str, str]:
     """A name for every text that says enough; texts that are alike, however indirectly, have one. See `near_ties`."""
     texts = [text for text in dict.fromkeys(texts) if _says_enough(text)]
-    leaders = _clustered([_distinct_runs(text) for text in texts], threshold)
+    leaders = _clustered([_distinct_runs(text) for text in texts], threshold, Path(gettempdir()))
     return {text: f"like:{content_key(texts[leader])[:16]}" for text, leader in zip(texts, leaders, strict=True)}
 
 
@@ -200,13 +216,13 @@ def _distinct_runs(text: str) -> Hashes:
     return np.unique(runs(text, RUN))
 
 
-def _clustered(hashed: _Sets, threshold: float) -> list[int]:
+def _clustered(hashed: _Sets, threshold: float, folder: Path) -> list[int]:
     """For each text the first of those that it is alike to, however indirectly."""
     import numpy as np
 
     common = _common(hashed, max(_COMMON_TASKS, _COMMON_SHARE * len(hashed)))
     own = lru_cache(maxsize=_COMPARED)(lambda number: np.setdiff1d(hashed[number], common, assume_unique=True))
-    bands = Bands(threshold)
+    bands = Bands(threshold, folder)
     for number in range(len(hashed)):
         bands.add(number, own(number))
     leader, earlier = list(range(len(hashed))), defaultdict[int, list[int]](list)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Protocol, TypeVar, runtime_checkable
 
 from counterplay.finetune.rows import Drop, Row
@@ -38,7 +39,9 @@ class Sketches(Protocol):
 class SketchGate(Protocol):
     """A gate that decides over all rows from a sketch of each."""
 
-    def begin(self) -> Sketches: ...
+    def begin(self, folder: Path) -> Sketches:
+        """What is too large for memory may be set aside in `folder`, in files without a name."""
+        ...
 
 
 class Ties(Protocol):
@@ -56,7 +59,7 @@ class TieSource(Protocol):
     """What ties rows to one another, from a sketch of each."""
 
     def begin(self, folder: Path) -> Ties:
-        """What is too large for memory may be set aside in `folder`, in files without a name."""
+        """As a gate begins."""
         ...
 
 
@@ -71,7 +74,7 @@ def _each(gate: RowGate, rows: Iterable[Row]) -> Mapping[int, Drop]:
 
 
 def _together(gate: SketchGate, rows: Sequence[Row]) -> Mapping[int, Drop]:
-    sketches = gate.begin()
+    sketches = gate.begin(Path(gettempdir()))
     for number, row in enumerate(rows):
         sketches.add(number, row)
     return sketches.refused(range(len(rows)), rows.__getitem__)

@@ -6,15 +6,19 @@ group of equal rewards has no gradient; Yu et al. 2025, DAPO, arXiv:2503.14476).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from counterplay.core.nouns import Grade, Message, State, ToolSpec, Trace
 from counterplay.finetune.evidence import ActionEvidence
 from counterplay.finetune.rows import Drop, Harvest, Lineage, Row, SourcedTree, too_low, users_of, whole_prompts
-from counterplay.finetune.settling import settled_at_once
+from counterplay.finetune.settling import Settled, mark_of, settled_at_once
+
+if TYPE_CHECKING:
+    from counterplay.finetune.settling import Numbers
 
 
 @dataclass(frozen=True)
@@ -121,36 +125,35 @@ def _refusal(row: GRPORow, min_grade: Grade) -> str:
     return too_low(row.lineage.grade, min_grade) or ("" if row.lineage.task is not None else "the task is not known")
 
 
-@dataclass(frozen=True, slots=True)
-class PromptMark:
+class PromptMark(NamedTuple):
     """What prompts are compared by: their state, the task that a cap is counted over, and how far from one half their value is."""
 
-    number: int
-    name: str
-    unit: str
-    state: str
+    state: int
+    unit: int
     one_sided: float
 
     @classmethod
-    def of(cls, number: int, row: GRPORow) -> PromptMark:
-        return cls(number, row.name, row.lineage.unit, row.lineage.nodes[0], _one_sided(row))
+    def of(cls, row: GRPORow) -> PromptMark:
+        return cls(mark_of(row.lineage.nodes[0]), mark_of(row.lineage.unit), float(_one_sided(row)))
 
 
-def settle(marks: Sequence[PromptMark], *, per_task: int = 8) -> tuple[list[PromptMark], list[Drop]]:
+def settle(marks: Mapping[str, Numbers], *, per_task: int = 8) -> Settled:
     """Each state once, and the cap, nearest to one half first."""
-    taken: dict[str, int] = {}
-    seen: set[str] = set()
-    kept, drops = list[PromptMark](), list[Drop]()
-    for mark in sorted(marks, key=lambda mark: mark.one_sided):
-        full = taken.get(mark.unit, 0) >= per_task
-        reason = "a duplicate" if mark.state in seen else f"over the cap of {per_task} prompts a task" if full else ""
-        if reason:
-            drops.append(Drop(reason, mark.name))
+    import numpy as np
+
+    states, units = marks["state"].tolist(), marks["unit"].tolist()
+    taken, seen = Counter[int](), set[int]()
+    kept, refused = list[int](), list[tuple[int, str]]()
+    for number in np.argsort(marks["one_sided"], kind="stable").tolist():
+        if states[number] in seen:
+            refused.append((number, "a duplicate"))
+        elif taken[units[number]] >= per_task:
+            refused.append((number, f"over the cap of {per_task} prompts a task"))
         else:
-            seen.add(mark.state)
-            taken[mark.unit] = taken.get(mark.unit, 0) + 1
-            kept.append(mark)
-    return kept, drops
+            seen.add(states[number])
+            taken[units[number]] += 1
+            kept.append(number)
+    return kept, refused
 
 
 def _one_sided(row: GRPORow) -> float:

@@ -8,17 +8,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from counterplay.core.canonical import content_key
 from counterplay.core.nouns import Grade, Message, ToolSpec
 from counterplay.finetune.beta import incomplete_beta, probability_better
 from counterplay.finetune.ends import ends
-from counterplay.finetune.evidence import Action, ActionEvidence, surest
+from counterplay.finetune.evidence import Action, ActionEvidence
 from counterplay.finetune.rows import Drop, Harvest, Lineage, Row, SourcedTree, Valued, too_low, trained_flags, well_formed
-from counterplay.finetune.settling import settled_at_once
+from counterplay.finetune.settling import Settled, mark_of, settled_at_once, surest
 from counterplay.finetune.trajectories import UNSEEN
 from counterplay.search.tree import Node
+
+if TYPE_CHECKING:
+    from counterplay.finetune.settling import Numbers
 
 
 @dataclass(frozen=True)
@@ -215,30 +217,30 @@ def _row(source: SourcedTree, parent: Node, action: Action, better: float, grade
     return KTORow(prompt, completion, better > 0.5, tools, sure, (True,), action.visits, action.value_sum, lineage)
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerMark:
-    """What rows are compared by: what is done in which state, its label, and the task that a cap is counted over."""
+class AnswerMark(NamedTuple):
+    """What rows are compared by: what is done in which state, its label (0 or 1), and the task that a cap is counted over."""
 
-    number: int
-    name: str
-    unit: str
-    what: str
-    label: bool
+    what: int
+    label: int
+    unit: int
     probability: float
 
     @classmethod
-    def of(cls, number: int, row: KTORow) -> AnswerMark:
+    def of(cls, row: KTORow) -> AnswerMark:
         said = [message.signature if message.role == "assistant" else message.content_text for message in row.completion]
-        return cls(number, row.name, row.lineage.unit, content_key(row.lineage.nodes[0], *said), row.label, row.probability)
+        return cls(mark_of(row.lineage.nodes[0], *said), int(row.label), mark_of(row.lineage.unit), float(row.probability))
 
 
-def settle(marks: Sequence[AnswerMark], *, per_task: int = 32) -> tuple[list[AnswerMark], list[Drop]]:
+def settle(marks: Mapping[str, Numbers], *, per_task: int = 32) -> Settled:
     """No answer that is good here and bad there, each once, and the cap."""
-    labels: dict[str, set[bool]] = {}
-    for mark in marks:
-        labels.setdefault(mark.what, set()).add(mark.label)
-    agreed = [mark for mark in marks if len(labels[mark.what]) == 1]
-    refused = [Drop("another search has it the other way round", mark.name) for mark in marks if len(labels[mark.what]) > 1]
-    single, repeated = surest(agreed, lambda mark: mark.what, 1, "a duplicate")
-    kept, over = surest(single, lambda mark: (mark.unit, mark.label), per_task, f"over the cap of {per_task} rows of a label a task")
-    return kept, [*refused, *repeated, *over]
+    import numpy as np
+
+    what, label, sure = marks["what"], marks["label"], marks["probability"]
+    both = np.isin(what, np.intersect1d(what[label == 1], what[label == 0]))
+    single, refused = np.flatnonzero(~both), [(np.flatnonzero(both), "another search has it the other way round")]
+    rules = ((1, "a duplicate", (what,)), (per_task, f"over the cap of {per_task} rows of a label a task", (marks["unit"], label)))
+    for cap, reason, unit in rules:
+        stays = surest(sure[single], cap, *(each[single] for each in unit))
+        refused.append((single[~stays], reason))
+        single = single[stays]
+    return single.tolist(), ((int(number), reason) for numbers, reason in refused for number in numbers)

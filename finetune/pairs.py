@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import permutations
+from typing import TYPE_CHECKING, NamedTuple
 
-from counterplay.core.canonical import content_key
 from counterplay.core.nouns import Grade
 from counterplay.finetune.beta import probability_better
-from counterplay.finetune.evidence import Action, ActionEvidence, surest
+from counterplay.finetune.evidence import Action, ActionEvidence
+from counterplay.finetune.gates.words import mixed
 from counterplay.finetune.rows import DPORow, Drop, Harvest, Row, SourcedTree, too_low, well_formed
-from counterplay.finetune.settling import settled_at_once
+from counterplay.finetune.settling import Settled, mark_of, settled_at_once, surest
 from counterplay.search.counts import mean
 from counterplay.search.tree import Node
+
+if TYPE_CHECKING:
+    from counterplay.finetune.settling import Numbers
 
 
 def dpo_rows(
@@ -53,30 +57,43 @@ def dpo_candidates(trees: Iterable[SourcedTree], *, tau: float = 0.9, min_grade:
     return Harvest(tuple(pairs), tuple(drops))
 
 
-@dataclass(frozen=True, slots=True)
-class PairMark:
+class PairMark(NamedTuple):
     """What pairs are compared by: their state, what chosen and rejected do there, and the task that a cap is counted over."""
 
-    number: int
-    name: str
-    unit: str
-    state: bytes
-    sides: tuple[bytes, bytes]
+    state: int
+    chosen: int
+    rejected: int
+    unit: int
     probability: float
 
     @classmethod
-    def of(cls, number: int, row: DPORow) -> PairMark:
-        sides = _digest(row.chosen[0].signature), _digest(row.rejected[0].signature)
-        return cls(number, row.name, row.lineage.unit, bytes.fromhex(row.lineage.nodes[0]), sides, row.probability)
+    def of(cls, row: DPORow) -> PairMark:
+        chosen, rejected = (mark_of(side[0].signature) for side in (row.chosen, row.rejected))
+        return cls(mark_of(row.lineage.nodes[0]), chosen, rejected, mark_of(row.lineage.unit), float(row.probability))
 
 
-def settle(marks: Sequence[PairMark], *, per_state: int = 2, per_task: int = 32) -> tuple[list[PairMark], list[Drop]]:
+def settle(marks: Mapping[str, Numbers], *, per_state: int = 2, per_task: int = 32) -> Settled:
     """No pair that another turns round, of equal ones the surest, and the caps."""
-    rows, refused = _without_contradictions(marks)
-    rows, repeated = surest(rows, lambda row: (row.state, *row.sides), 1, "a duplicate")
-    rows, over = surest(rows, lambda row: row.state, per_state, f"over the cap of {per_state} pairs a state")
-    rows, more = surest(rows, lambda row: row.unit, per_task, f"over the cap of {per_task} pairs a task")
-    return rows, [*refused, *repeated, *over, *more]
+    import numpy as np
+
+    state, chosen, rejected, sure = (marks[name] for name in ("state", "chosen", "rejected", "probability"))
+    turned = np.isin(_directed(state, rejected, chosen), _directed(state, chosen, rejected))
+    rules = (
+        (1, "a duplicate", (state, chosen, rejected)),
+        (per_state, f"over the cap of {per_state} pairs a state", (state,)),
+        (per_task, f"over the cap of {per_task} pairs a task", (marks["unit"],)),
+    )
+    left, refused = np.flatnonzero(~turned), [(np.flatnonzero(turned), "another search has it the other way round")]
+    for cap, reason, unit in rules:
+        stays = surest(sure[left], cap, *(each[left] for each in unit))
+        refused.append((left[~stays], reason))
+        left = left[stays]
+    return left.tolist(), ((int(number), reason) for numbers, reason in refused for number in numbers)
+
+
+def _directed(state: Numbers, one: Numbers, other: Numbers) -> Numbers:
+    """Three hashes as one, which tells `one` from `other`."""
+    return mixed(mixed(mixed(state) + one) + other)
 
 
 def label_noise(rows: Iterable[Row]) -> float:
@@ -123,18 +140,3 @@ def _refusal(row: DPORow, chosen: Action, rejected: Action, min_grade: Grade) ->
         return chosen.refusal or rejected.refusal
     malformed = "" if all(map(well_formed, row.chosen)) else "the chosen action's arguments are not a JSON object"
     return too_low(row.lineage.grade, min_grade) or malformed
-
-
-def _without_contradictions(marks: Sequence[PairMark]) -> tuple[list[PairMark], list[Drop]]:
-    directions = {(mark.state, *mark.sides) for mark in marks}
-    kept, drops = [], []
-    for mark in marks:
-        if (mark.state, *reversed(mark.sides)) in directions:
-            drops.append(Drop("another search has it the other way round", mark.name))
-        else:
-            kept.append(mark)
-    return kept, drops
-
-
-def _digest(text: str) -> bytes:
-    return bytes.fromhex(content_key(text))

@@ -112,7 +112,7 @@ def _checked(row: Row, columns: Sequence[str], patterns: tuple[re.Pattern[str], 
 
 
 _SUSPECT = re.compile(r"[0-9]{19}|NaN|Infinity|\\u[dD][89a-fA-F]")
-_FRACTION = re.compile(r"[0-9][.eE]")
+_FRACTION = re.compile(r"(?:^|[\[:,])-?[0-9]+[.eE]")
 
 
 def _unfit(value: Any, texts: list[str] | None) -> str:

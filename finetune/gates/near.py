@@ -127,11 +127,12 @@ class _Asked:
         self._names = array("Q")
         self._long: dict[int, int] = {}
         self._asks = array("q")
-        self._unnamed: set[int] = set()
+        self._unnamed = bytearray()
 
     def add(self, number: int, row: Row) -> None:
         text = plain(opening_of(row))
         self._asks.extend([_NOTHING] * (number + 1 - len(self._asks)))
+        self._unnamed.extend(bytes(number + 1 - len(self._unnamed)))
         if not text:
             return
         digest = bytes.fromhex(content_key(text))
@@ -140,9 +141,7 @@ class _Asked:
             self._names.append(int.from_bytes(digest[:8], "big"))
             if _says_enough(text):
                 self._long[at] = self._runs.add(_distinct_runs(text))
-        self._asks[number] = at
-        if row.lineage.task is None:
-            self._unnamed.add(number)
+        self._asks[number], self._unnamed[number] = at, row.lineage.task is None
 
     def names(self, numbers: Sequence[int]) -> _Names:
         asked = dict.fromkeys(self._asks[number] for number in numbers)
@@ -155,7 +154,7 @@ class _Asked:
         at = self._asks[number]
         if at in like:
             return (f"like:{self._names[like[at]]:016x}",)
-        return (f"asks:{self._names[at]:016x}",) if at != _NOTHING and number in self._unnamed else ()
+        return (f"asks:{self._names[at]:016x}",) if at != _NOTHING and self._unnamed[number] else ()
 
 
 @dataclass(frozen=True)

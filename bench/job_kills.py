@@ -40,12 +40,12 @@ def make(folder: Path, server: Server, given: argparse.Namespace) -> None:
 def killed(folder: Path, whole: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
     """Kill it so often, at moments of which most are while it asks, some before and some while it writes."""
     rng, store, kills, early = random.Random(given.seed), folder / "s.duckdb", 0, 0
-    each = max(2, 2 * sum(whole["asked"].values()) // given.kills)
     with Server(given.delay_s, whole["asked"]) as server:
         make(folder, server, given)
         while kills < given.kills:
-            at_once = rng.random() < 0.2
-            after = None if at_once else rng.randrange(1, each)
+            left = (whole["asked"] - server.asked).total() // (given.kills - kills)
+            at_once = rng.random() < 0.2 or left < 2
+            after = None if at_once else rng.randrange(1, 1 + left)
             if not killing.kill_after(folder, rng.uniform(0.3, 4.0) if at_once else 60.0, server, requests=after):
                 break
             kills += 1
@@ -60,6 +60,7 @@ def killed(folder: Path, whole: dict[str, Any], given: argparse.Namespace) -> di
             "datasets": digests(folder / "out"),
             "asked": server.asked,
             "again": server.again,
+            "lost": server.lost,
             "charged": charged,
             "shares": shares,
             "budget": killing.total(folder),
@@ -93,6 +94,7 @@ def main() -> None:
         "asked, killed": times,
         "asked again though journalled": sum(cut["again"].values()),
         "asked again, not journalled when killed": times - once - sum(cut["again"].values()),
+        "of them answered when killed": cut["lost"],
         "charged": cut["charged"]["model_calls"],
         "shares": cut["shares"]["model_calls"],
         "budget": cut["budget"]["model_calls"],

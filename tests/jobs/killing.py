@@ -26,13 +26,15 @@ class Server(Loopback):
 
     Traces of one task share states, each with a journal of its own: a draw may rightly be asked for once a trace. `whole` says how often a
     job asks for each that nobody disturbs; `again` counts what was asked for beyond that, less what was journalled when its process began.
+    `lost` counts answers that had been sent when a process was killed and were not in its journal.
     """
 
     def __init__(self, delay_s=0.0, whole=None):
         super().__init__()
         self.default, self.delay_s, self.whole = self._answered, delay_s, whole
         self.asked, self.again = Counter(), Counter()
-        self._since, self._journalled = Counter(), Counter()
+        self.lost = 0
+        self._since, self._journalled, self._sent, self._sent_alive = Counter(), Counter(), Counter(), Counter()
         self._server.handle_error = lambda *_: None  # a client that was killed
 
     def begins(self, store):
@@ -40,7 +42,16 @@ class Server(Loopback):
         seen = -1
         while seen != (seen := sum(self.asked.values())):
             time.sleep(0.1 + 4 * self.delay_s)
-        self._since, self._journalled = Counter(), journalled(store) if store.exists() else Counter()
+        held = journalled(store) if store.exists() else Counter()
+        self.lost += (self._sent_alive - (held - self._journalled)).total()
+        self._since, self._journalled, self._sent, self._sent_alive = Counter(), held, Counter(), Counter()
+
+    def ends(self):
+        """The process that asks is about to be killed."""
+        self._sent_alive = self._sent.copy()
+
+    def sent(self, request):
+        self._sent[batch.note_of(request)] += 1
 
     def _answered(self, request):
         note = batch.note_of(request)
@@ -83,6 +94,7 @@ def kill_after(folder, seconds, server, *, requests=None):
         time.sleep(0.002)
     alive = process.poll() is None
     if alive:
+        server.ends()
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     wait_for_children(process.pid)

@@ -55,6 +55,9 @@ class Loopback:
         self._server.server_close()
         self._thread.join()
 
+    def sent(self, request):
+        """Hears of each request whose answer has been written to its connection."""
+
     def _handler(outer):  # noqa: N805
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -72,6 +75,7 @@ class Loopback:
                 with outer._lock:
                     outer.in_flight -= 1
                 self._answer(answer)
+                outer.sent(json.loads(body))
 
             def _answer(self, answer):
                 status, headers = 200, {}

@@ -28,7 +28,7 @@ __all__ = ["KINDS", "PII", "Redactor", "Rule", "added_up", "read_rules", "rules_
 _IDS = frozenset({"tool_call_id", "tool_use_id", "call_id", "source_call_id", "response_id", "trace_id", "span_id", "item_id"})
 _MESSAGE_IDS = _IDS | {"id"}
 _ARGUMENTS = {"arguments", "input", "args"}
-_CACHED = 200_000
+_CACHED, _WIRES = 200_000, 50_000
 _SHORTEST = 4
 _LEAST_NUMBER = 10**7
 _MOST_NUMBER = 10**40
@@ -89,6 +89,10 @@ class Redactor:
             self.counts = counted
             return dumps(self.value(loads(text), frozenset()))
         return found
+
+    def suspects(self, wire: str) -> bool:
+        """Whether a rule may find something in what this JSON text stands for; False is certain."""
+        return self._anchored or bool(self._matching(wire, _unescaped(wire)))
 
     def value(self, value: Any, ids: AbstractSet[str] = _IDS) -> Any:
         """A JSON value with all its texts and long numbers redacted, keys too; what stands under one of `ids` stays."""
@@ -224,12 +228,12 @@ class Redactor:
         found = self._known.get(wire)
         if found is None:
             found = wire
-            if self._anchored or self._matching(wire, _unescaped(wire)):
+            if self.suspects(wire):
                 before = self.counts.total()
                 with self._counted_once(wire):
                     redacted = dumps(self.value(loads(wire), _MESSAGE_IDS))
                 found = wire if self.counts.total() == before else redacted
-            if len(self._known) >= _CACHED:
+            if len(self._known) >= _WIRES:
                 self._known.clear()
             self._known[wire] = found
         return found

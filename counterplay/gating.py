@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
+from counterplay.core.canonical import dumps
 from counterplay.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ def scanner(rules: Sequence[Rule]) -> Callable[[Any], tuple[Any, Mapping[str, in
     redactor = Redactor(secrets.token_bytes(16), rules)
 
     def scan(value: Any) -> tuple[Any, Mapping[str, int]]:
+        if isinstance(value, dict) and not redactor.suspects(dumps(value)):
+            return value, {}
         before = redactor.counts.copy()
         clean = redactor.value(value, _IDS)
         return clean, redactor.counts - before

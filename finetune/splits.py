@@ -13,6 +13,7 @@ from counterplay.finetune.rows import AnyRow, Drop, Row
 
 SplitBy: TypeAlias = Literal["task", "session", "user"]
 REFUTED = "the same is labelled the other way elsewhere"
+_REMEMBERED = 4096
 BY: tuple[SplitBy, ...] = ("task", "session")
 
 
@@ -26,10 +27,11 @@ class Distinct:
         self._first: dict[bytes, int] = {}
         self._labels: dict[int, str] = {}
         self._refuted: set[int] = set()
+        self._said: dict[str, bytes] = {}
 
     def reason(self, number: int, row: Row) -> str:
         """Why the row is left out, as one that repeats or contradicts another; empty where it is the first of its kind."""
-        key, label = _gist(row), canonical(row.values.get("label"))
+        key, label = self._gist(row), canonical(row.values.get("label"))
         first = self._first.setdefault(key, number)
         if first == number:
             if label != "null":
@@ -39,6 +41,21 @@ class Distinct:
             return "a duplicate"
         self._refuted.add(first)
         return REFUTED
+
+    def _gist(self, row: Row) -> bytes:
+        trained = {name: value for name, value in row.values.items() if name == "trained" or name.endswith("_trained")}
+        said = {column: b"".join(map(self._digest, messages)).hex() for column, messages in row.parts.items()}
+        state = [row.lineage.task, list(row.lineage.nodes)] if row.kind == "grpo" else []
+        return bytes.fromhex(content_key(dumps([row.kind, said, trained, state, [tool.wire for tool in row.tools]])))
+
+    def _digest(self, message: Message) -> bytes:
+        """Equal for messages that say the same. The rows of a trace share messages."""
+        known = self._said.get(message.wire)
+        if known is None:
+            if len(self._said) >= _REMEMBERED:
+                self._said.clear()
+            known = self._said[message.wire] = bytes.fromhex(content_key(*_said(message)))
+        return known
 
     @property
     def refuted(self) -> list[int]:
@@ -57,13 +74,6 @@ def distinct(rows: Iterable[AnyRow]) -> tuple[list[AnyRow], list[Drop]]:
             kept[number] = row
     drops += [Drop(REFUTED, kept.pop(number).name) for number in found.refuted]
     return list(kept.values()), drops
-
-
-def _gist(row: Row) -> bytes:
-    trained = {name: value for name, value in row.values.items() if name == "trained" or name.endswith("_trained")}
-    said = {column: [_said(message) for message in messages] for column, messages in row.parts.items()}
-    state = [row.lineage.task, list(row.lineage.nodes)] if row.kind == "grpo" else []
-    return bytes.fromhex(content_key(dumps([row.kind, said, trained, state, [tool.wire for tool in row.tools]])))
 
 
 def _said(message: Message) -> list[str]:

@@ -102,6 +102,7 @@ class OpenAIPolicy:
         self.send_reasoning = send_reasoning
         self.price = (prices or {}).get(model)
         self.tally = Tally()
+        self._n_support = n_support
         self._honours_n = {"auto": None, "always": True, "never": False}[n_support]
         self._logprobs = logprobs
         sent = {"temperature": temperature, "max_tokens": max_tokens}
@@ -133,11 +134,12 @@ class OpenAIPolicy:
     def estimate(self, state: State, n: int) -> Usage | None:
         """An upper bound of what `propose` will use; None where `max_tokens` is not set, as there is none.
 
-        No tokenizer makes more tokens of a text than it has bytes; the prompt counts once a draw unless the server is known to honour `n`.
+        No tokenizer makes more tokens of a text than it has bytes; the prompt counts once a draw unless `n_support` is `always`. What the
+        server has shown so far does not count: where a budget ends a search would else hang on what was asked before, and of which process.
         """
         if self.max_tokens is None:
             return None
-        prompts = 1 if self._honours_n else n
+        prompts = 1 if self._n_support == "always" else n
         usage = Usage((len(self._body(state, 0, 1)) + _TEMPLATE_TOKENS) * prompts, self.max_tokens * n)
         return self._priced(usage)
 

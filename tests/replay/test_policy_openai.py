@@ -257,6 +257,14 @@ async def test_a_server_that_is_slow_or_absent_is_named():
         await policy_at(server, base_url=address, retries=0).propose(STATE, 1)
 
 
+async def test_the_estimate_is_the_same_whatever_the_server_has_shown():
+    with Loopback() as server:
+        policy = policy_at(server, max_tokens=50)
+        before = policy.estimate(STATE, 3)
+        await policy.propose(STATE, 3)
+        assert policy.estimate(STATE, 3) == before
+
+
 async def test_the_estimate_bounds_what_is_used():
     with Loopback(default=lambda request: completion("x" * request["max_tokens"])) as server:
         policy = policy_at(server, max_tokens=5, prices={"scripted": Price(1.0, 1.0)})

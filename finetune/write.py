@@ -66,8 +66,8 @@ def write_dataset(
     and what `by` names are never shared between splits, nor are rows with a name of `ties` in common, which gives names for every row.
     `traces` are those that the lineage names, and `settings` what chose the rows; both are for the card alone, and `traces` are read last.
 
-    Raises UserError where no row is left, or none that one of the `formats` can say, where `max_length` has no tokenizer, and where
-    `folder` holds something else.
+    Raises UserError where no row is left, or none that one of the `formats` can say, where `max_length` has no tokenizer, where `folder`
+    holds something else, and where it can't be written.
     """
     target = Path(folder)
     _check_target(target)
@@ -77,39 +77,40 @@ def write_dataset(
     if not split or min(split.values()) < 0 or sum(split.values()) <= 0:
         raise UserError(f"got split {dict(split)}", "shares that are not negative")
     maker = RecordMaker(tokenizer=tokenizer, max_length=max_length)
-    incoming = Incoming(beside(target), maker, gates, ties if len(split) > 1 else None)
-    for harvest in _harvests(rows):
-        incoming.take(harvest)
-    kept = incoming.kept()
-    dropped = _added(incoming.stages)
-    if incoming.row_type is None or not kept:
-        left_out = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common(5)) or "nothing; none came in"
-        raise UserError(f"no row is left to write to {target}", "at least one", f"Left out: {left_out}.")
-    chosen = assign(incoming.rows(kept), split, seed, by=by, ties=incoming.ties(kept))
-    parts = {name: _arranged(incoming, array("Q", (n for n, at in zip(kept, chosen, strict=True) if at == name))) for name in split}
-    writing = Writing(incoming, parts, kept, incoming.row_type.kind, tuple(formats), GROUP_CHARS)
-    with _replacing(target) as fresh:
-        writing.run(fresh)
-        report = _report(
-            target,
-            writing,
-            dropped,
-            sources=sources({trace for row in incoming.rows(kept) for trace in row.traces}, traces),
-            by=tuple(by),
-            gates=account(dropped, gates, max_length=max_length),
-            settings={name: value for name, value in (settings or {}).items() if value is not None},
-            max_length=max_length,
-            split=split,
-            seed=seed,
-            licence=licence,
-            formats=tuple(formats),
-            replaced=(target / MANIFEST).is_file(),
-        )
-        if not report.all_named:
-            write_dropped(fresh / DROPPED, incoming.stages)
-        escaped = {"encoding": "utf-8", "errors": "backslashreplace"}  # names of what was left out may hold lone surrogates
-        (fresh / "README.md").write_text(card(report), **escaped)
-        (fresh / MANIFEST).write_text(json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n", **escaped)
+    with _on_disk(target):
+        incoming = Incoming(beside(target), maker, gates, ties if len(split) > 1 else None)
+        for harvest in _harvests(rows):
+            incoming.take(harvest)
+        kept = incoming.kept()
+        dropped = _added(incoming.stages)
+        if incoming.row_type is None or not kept:
+            left_out = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common(5)) or "nothing; none came in"
+            raise UserError(f"no row is left to write to {target}", "at least one", f"Left out: {left_out}.")
+        chosen = assign(incoming.rows(kept), split, seed, by=by, ties=incoming.ties(kept))
+        parts = {name: _arranged(incoming, array("Q", (n for n, at in zip(kept, chosen, strict=True) if at == name))) for name in split}
+        writing = Writing(incoming, parts, kept, incoming.row_type.kind, tuple(formats), GROUP_CHARS)
+        with _replacing(target) as fresh:
+            writing.run(fresh)
+            report = _report(
+                target,
+                writing,
+                dropped,
+                sources=sources({trace for row in incoming.rows(kept) for trace in row.traces}, traces),
+                by=tuple(by),
+                gates=account(dropped, gates, max_length=max_length),
+                settings={name: value for name, value in (settings or {}).items() if value is not None},
+                max_length=max_length,
+                split=split,
+                seed=seed,
+                licence=licence,
+                formats=tuple(formats),
+                replaced=(target / MANIFEST).is_file(),
+            )
+            if not report.all_named:
+                write_dropped(fresh / DROPPED, incoming.stages)
+            escaped = {"encoding": "utf-8", "errors": "backslashreplace"}  # names of what was left out may hold lone surrogates
+            (fresh / "README.md").write_text(card(report), **escaped)
+            (fresh / MANIFEST).write_text(json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n", **escaped)
     return report
 
 
@@ -195,6 +196,15 @@ def _report(target: Path, writing: Writing, dropped: Counter[str], **settings: A
         balance=counts.balance,
         **{**counts.noticed, **settings},
     )
+
+
+@contextmanager
+def _on_disk(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        got = f"the dataset can't be written to {target}: {error.strerror or error}"
+        raise UserError(got, "a folder that may be written to, with room", "What was there before is as it was.") from error
 
 
 @contextmanager

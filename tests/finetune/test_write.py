@@ -1,6 +1,7 @@
 """Datasets on disk: loaded by `datasets`, rendered as they were sent, split without leaks, everything left out named."""
 
 import json
+import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -230,7 +231,7 @@ def test_a_rename_that_fails_puts_the_old_dataset_back(kit, tmp_path, monkeypatc
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(OSError, match="disk on fire"):
+    with pytest.raises(UserError, match="disk on fire"):
         write_dataset(logged_rows([kit.trace("t2")]), tmp_path / "d", split=ALL)
     assert read_dataset(tmp_path / "d")[1][0]["task"] == "t1"
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
@@ -323,3 +324,18 @@ def test_a_damaged_dataset_is_refused_by_name(kit, tmp_path, name, damage):
     with pytest.raises(UserError, match="Export the dataset again") as refused:
         read_dataset(tmp_path / "d")
     assert Path(name).name in str(refused.value)
+
+
+def test_a_disk_that_takes_no_more_is_told_and_leaves_what_was_there(kit, tmp_path):
+    rows = [SFTRow(kit.trajectory(name).messages, (False, False, True), (), 1.0, Lineage(name)) for name in "ab"]
+    write_dataset(rows[:1], tmp_path / "d", split=ALL)
+    before = {file: file.read_bytes() for file in (tmp_path / "d").rglob("*") if file.is_file()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"can't be written to .*File too large"):
+            write_dataset(rows, tmp_path / "d", split=ALL)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {file: file.read_bytes() for file in (tmp_path / "d").rglob("*") if file.is_file()} == before
+    assert [each.name for each in tmp_path.iterdir()] == ["d"]

@@ -26,7 +26,10 @@ _OPINIONS = (float, int, Score, NoneType)
 
 
 class Journal(Protocol):
-    """What was asked and answered. `put` is durable, or queued to be, before it returns."""
+    """What was asked and answered. `put` is durable before it returns, or the journal has a coroutine function `delivered`.
+
+    That is awaited before any answer is used, and returns once all that was put before is durable.
+    """
 
     def get(self, key: str) -> str | None: ...
     def put(self, key: str, kind: str, answer: str) -> None: ...
@@ -43,6 +46,13 @@ class MemoryJournal:
 
     def put(self, key: str, kind: str, answer: str) -> None:  # noqa: ARG002  the protocol's shape
         self.entries[key] = answer
+
+
+async def delivered(journal: Journal) -> None:
+    """Wait until all that was put into the journal is durable."""
+    waiting = getattr(journal, "delivered", None)
+    if waiting is not None:
+        await waiting()
 
 
 class JournaledPolicy:
@@ -73,6 +83,7 @@ class JournaledPolicy:
         key = self._key(state.key, str(start), str(n))
         known = self.journal.get(key)
         if known is not None:
+            await delivered(self.journal)
             return [_proposal(fields) for fields in loads(known)]
         token = None if first_draw.get() == start else first_draw.set(start)
         keeping = None if self._keeps is None or n == 1 else requests.set(self._keeps)
@@ -89,6 +100,7 @@ class JournaledPolicy:
                 requests.reset(keeping)
         self._given += len(proposals)
         self.journal.put(key, "propose", _text([_proposal_to_json(p) for p in proposals], _numbers(proposals)))
+        await delivered(self.journal)
         return proposals
 
 
@@ -120,9 +132,11 @@ class JournaledEnvironment:
         key = self._key(state.key, action.wire)
         known = self.journal.get(key)
         if known is not None:
+            await delivered(self.journal)
             return step_from_json(loads(known))
         step = _graded(await self.environment.step(state, action))
         self.journal.put(key, "step", _text(step_to_json(step), (step.reward,)))
+        await delivered(self.journal)
         return step
 
 
@@ -144,25 +158,32 @@ class JournaledVerifier:
         return await answer if isinstance(answer, Awaitable) else answer
 
     def answer(self, trajectory: Trajectory) -> Score | Awaitable[Score | None] | None:
-        """What `await self(trajectory)` gives; at once where the journal or a verifier that is no coroutine has it."""
+        """What `await self(trajectory)` gives; at once where the journal or a verifier that is no coroutine has it, and it is durable."""
         key = self._key(*question(trajectory))
         known = self.journal.get(key)
         if known is not None:
-            return _score_from(known)
+            return self._durable(_score_from(known))
         answer = begin(self.verifier, trajectory, (self.name, self.version))
         if isinstance(answer, VerifierError):
             raise answer from answer.__cause__
         if answer is None or isinstance(answer, Score):
             self._keep(key, answer)
-            return answer
+            return self._durable(answer)
         return self._kept(key, answer, trajectory)
+
+    def _durable(self, score: Score | None) -> Score | Awaitable[Score | None] | None:
+        return score if getattr(self.journal, "delivered", None) is None else self._delivered(score)
+
+    async def _delivered(self, score: Score | None) -> Score | None:
+        await delivered(self.journal)
+        return score
 
     async def _kept(self, key: str, opinion: Awaitable[Opinion], trajectory: Trajectory) -> Score | None:
         score = await awaited(opinion, trajectory, (self.name, self.version))
         if isinstance(score, VerifierError):
             raise score from score.__cause__
         self._keep(key, score)
-        return score
+        return await self._delivered(score)
 
     @property
     def batch(self) -> Batch | None:
@@ -188,6 +209,7 @@ class JournaledVerifier:
             answers[key] = answer
             if not isinstance(answer, VerifierError):
                 self._keep(key, answer)
+        await delivered(self.journal)
         return [answers[key] for key in keys]
 
     def _keep(self, key: str, score: Score | None) -> None:

@@ -15,9 +15,11 @@ from duckdb import DuckDBPyConnection
 from counterplay.core.errors import StoreError, UserError
 from counterplay.core.store import opening
 from counterplay.core.store.journal import JournalFile
+from counterplay.core.store.room import Room
 from counterplay.core.store.tables import records, shelved, transaction
 
 _CLOSE = 3
+_NEAR = 4096
 
 
 class StoreFile:
@@ -25,9 +27,11 @@ class StoreFile:
 
     _closed = False
 
-    def __init__(self, connection: DuckDBPyConnection, path: str, *, read_only: bool) -> None:
+    def __init__(self, connection: DuckDBPyConnection, path: str, *, read_only: bool, memory: str | None = None) -> None:
         self.path, self.read_only = path, read_only
         self._connection, self._write_lock, self._writing = connection, threading.RLock(), False
+        self._room = Room(connection, memory)
+        self._last: dict[str, tuple[int, int]] = {}
         side_file = None if path == opening.MEMORY else f"{path}.journal"
         self._journal = JournalFile(connection, side_file, read_only=read_only)
 
@@ -35,16 +39,17 @@ class StoreFile:
     def open(cls, path: str | os.PathLike[str], *, read_only: bool = False, memory: str | None = None) -> Self:
         """Open the store at `path`, or create it; `:memory:` is a store without a file. An older schema is migrated.
 
-        `memory` bounds what DuckDB takes ("1GB"; what does not fit is put in a folder beside the store, gone when it is closed); None is
-        DuckDB's own bound, four fifths of the machine's. Raises StoreError where another process has the store, or it is damaged, newer,
-        or none; UserError where the path can't be one, or `memory` is no size.
+        `memory` bounds what DuckDB takes ("1GB"; what does not fit is put in a folder beside the store, gone when it is closed), and its
+        threads, of which each needs 32 MB; between pieces of work it keeps no more than 64 MB. None is DuckDB's own bound, four fifths of
+        the machine's memory. Raises StoreError where another process has the store, or it is damaged, newer, or none; UserError where the
+        path can't be one, or `memory` is no size.
         """
         name = os.fspath(path)
         opening.claim(name, read_only=read_only)
         try:
             connection = opening.connect(name, read_only=read_only, memory=memory)
             try:
-                return cls(connection, name, read_only=read_only)
+                return cls(connection, name, read_only=read_only, memory=memory)
             except BaseException:
                 connection.close()
                 raise
@@ -83,23 +88,37 @@ class StoreFile:
                 return
             self._writing = True
             try:
-                with transaction(self._connection):
+                with self._room.working(), transaction(self._connection):
                     yield
             finally:
                 self._writing = False
 
     def _records(self, query: str, parameters: Iterable[Any] | Mapping[str, Any] = ()) -> list[dict[str, Any]]:
-        return records(self._connection.cursor(), query, parameters)
+        with self._room.working():
+            return records(self._connection.cursor(), query, parameters)
 
     def _numbers(self, table: str, ids: list[str]) -> list[int]:
-        """The row numbers of these traces or searches. Raises UserError with the closest ids where one is not held."""
-        where = "current AND id IN (SELECT unnest(?))" if table == "trace" else "id IN (SELECT unnest(?))"
-        query = f"SELECT id, number FROM {table} WHERE {where}"  # noqa: S608  names of our own
-        found = {row["id"]: row["number"] for row in self._records(query, [[shelved(name) for name in ids]])}
-        missing = next((name for name in ids if name not in found), None)
+        """The row numbers of these traces or searches. Raises UserError with the closest ids where one is not held.
+
+        What is asked for one after another mostly lies close together: it is looked for near what was found last before all ids are.
+        """
+        last = self._last.get(table)
+        found = {} if last is None else self._found(table, ids, f"number BETWEEN {last[0] - _NEAR:d} AND {last[1] + _NEAR:d}")
+        rest = [name for name in ids if name not in found]
+        if rest:
+            found |= self._found(table, rest, "true")
+        missing = next((name for name in rest if name not in found), None)
         if missing is not None:
             raise self._unknown(table, missing)
-        return [found[name] for name in ids]
+        numbers = [found[name] for name in ids]
+        if numbers:
+            self._last[table] = (min(numbers), max(numbers))
+        return numbers
+
+    def _found(self, table: str, ids: list[str], where: str) -> dict[str, int]:
+        where += " AND current" if table == "trace" else ""
+        query = f"SELECT id, number FROM {table} WHERE {where} AND id IN (SELECT unnest(?))"  # noqa: S608  names of our own
+        return {row["id"]: row["number"] for row in self._records(query, [[shelved(name) for name in ids]])}
 
     def _unknown(self, table: str, name: str) -> UserError:
         ids = [row["id"] for row in self._records(f"SELECT DISTINCT id FROM {table} ORDER BY id LIMIT 100000")]  # noqa: S608

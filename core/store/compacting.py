@@ -46,7 +46,8 @@ _KEPT = {
     "path": "trajectory IN (SELECT number FROM kept_trajectory)",
     "step": "trajectory IN (SELECT number FROM kept_trajectory)",
     "node": "id IN (SELECT id FROM kept_node)",
-    "toolset": "id IN (SELECT toolset FROM kept_trajectory)",
+    "toolset": """id IN (SELECT toolset FROM kept_trajectory UNION ALL
+        SELECT parent FROM old.node WHERE id IN (SELECT id FROM kept_node))""",
     "score": "key NOT IN (SELECT key FROM old.node WHERE id NOT IN (SELECT id FROM kept_node))",
     "journal": "scope NOT IN (SELECT scope FROM gone_scope)",
     "journal_range": "scope NOT IN (SELECT scope FROM gone_scope)",

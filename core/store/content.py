@@ -10,6 +10,7 @@ from duckdb import DuckDBPyConnection
 
 from counterplay.core.canonical import dumps, loads
 from counterplay.core.nouns import ToolSpec
+from counterplay.core.store import branches
 from counterplay.core.store.encoding import Draft, number, place_columns
 from counterplay.core.store.tables import Columns, Incoming, hex_key, insert, scalar, single
 
@@ -75,13 +76,13 @@ class Content:
     def _store_messages(self, connection: DuckDBPyConnection, last: int) -> None:
         if not self._messages:
             return
-        with Incoming(connection, {"key": list(self._messages)}) as incoming:
-            query = f"SELECT {hex_key('n.key')}, n.id FROM node n JOIN {incoming} i ON n.key = i.key::UUID"  # noqa: S608
-            self._ids = dict(connection.execute(query).fetchall())
+        self._ids = branches.held(connection, {key: parent for key, (parent, _) in self._messages.items()})
         fresh = [key for key in self._messages if key not in self._ids]
         ids = range(last + 1, last + 1 + len(fresh))
         self._ids.update(zip(fresh, ids, strict=True))
-        insert(connection, "node", {"id": ids, "key": fresh, **self._node_columns(fresh)})
+        columns = self._node_columns(fresh)
+        insert(connection, "node", {"id": ids, "key": fresh, **columns})
+        branches.remember(connection, fresh, ids, columns["parent"])
         self.added += len(fresh)
 
     def _node_columns(self, keys: Sequence[str]) -> Columns:

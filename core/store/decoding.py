@@ -25,9 +25,10 @@ from counterplay.core.nouns import (
     Trajectory,
     Usage,
 )
-from counterplay.core.store.tables import records, unshelved, within
+from counterplay.core.store.tables import VARIANT, records, unshelved, within
 
 Fields = Mapping[str, Any]
+_GRADES = tuple(Grade)
 
 
 def read_traces(connection: DuckDBPyConnection, numbers: Sequence[int]) -> Iterator[Trace]:
@@ -84,15 +85,16 @@ def step_of(row: Fields, messages: Sequence[Message]) -> Step:
         truncated=row["truncated"],
         error=row["error"],
         reward=row["reward"],
-        grades=tuple(Grade(grade) for grade in row["grades"]),
+        grades=tuple([_GRADES[grade] for grade in row["grades"]]),
     )
 
 
 def read_within(connection: DuckDBPyConnection, table: str, column: str, values: Sequence[int], order: str = "") -> list[dict[str, Any]]:
-    """Rows of `table` whose `column` is one of `values`."""
+    """Rows of `table` whose `column` is one of `values`, but for what is there only to be asked by SQL."""
     if not values:
         return []
-    query = f"SELECT * FROM {table} WHERE {within(column, values)}"  # noqa: S608  names of our own
+    columns = f"* EXCLUDE ({VARIANT[table]})" if table in VARIANT else "*"
+    query = f"SELECT {columns} FROM {table} WHERE {within(column, values)}"  # noqa: S608  names of our own
     query += f" ORDER BY {column}, {order}" if order else ""
     return records(connection, query, [list(values)])
 

@@ -75,6 +75,11 @@ class TraceDraft:
             got = f"trace {trace.id!r} holds a value that is not JSON ({error})"
             raise UserError(got, "metadata, details and params of JSON values", "Convert it in the connector.") from error
 
+    def digest_at(self, uri: str, line: int | None) -> str:
+        """The digest that it would have, had it been read there."""
+        header = {**self.header, "uri": uri, "line": line}
+        return _trace_digest(self.trace, header, self.calls, [draft.digest for draft in self.trajectories])
+
 
 def effects_text(tools: tuple[ToolSpec, ...]) -> str:
     return canonical([[tool.effect.kind, tool.effect.resource] for tool in tools])

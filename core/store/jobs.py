@@ -42,7 +42,8 @@ class StoreJobs(StoreFile):
 
         Those are the pending ones that are due, and the running ones whose lease has ended or whose owner is another: the store is open
         for writing in one process alone, so another owner is one that is gone. `owner` has to be new for every run of a job.
-        `now_us` is the time that is compared with; None is now.
+        `now_us` is the time that is compared with; None is now. The `at_us` of a unit that is taken from another owner stays what it was:
+        since then nobody has said what came of it.
         """
         with self.transaction():
             return units.claim(self._connection, job, owner, count, lease_s=lease_s, now_us=now_us)
@@ -79,3 +80,7 @@ class StoreJobs(StoreFile):
     def units(self, job: str, *, state: UnitState | None = None, limit: int | None = None, after: int | None = None) -> list[UnitRow]:
         """Units in the order they were added, a page of `limit` of them after the number `after`; None is all, and from the first."""
         return units.page(self._connection.cursor(), job, state, limit, after)
+
+    def searches_by(self, jobs: Sequence[str], traces: Sequence[str]) -> set[str]:
+        """The ids of the searches that units of these jobs came to, of the units that one of these traces is in."""
+        return units.searches_by(self._connection.cursor(), jobs, traces)

@@ -19,7 +19,7 @@ def write(connection: DuckDBPyConnection, entries: Sequence[Entry]) -> None:
     """Write entries of distinct questions inside the caller's transaction, each in place of what was answered before."""
     first = next_number(connection, "journal")
     scope, key, kind, answer, at_us = zip(*entries, strict=True)
-    known = _where(connection, set(scope))
+    known = within_scopes(connection, set(scope))
     columns = {"number": range(first, first + len(entries)), "scope": scope, "key": key, "kind": kind, "answer": answer, "at_us": at_us}
     with Incoming(connection, columns) as incoming:
         connection.execute(f"DELETE FROM journal j USING {incoming} i WHERE {known} AND j.key = i.key AND j.scope = i.scope")  # noqa: S608
@@ -34,7 +34,7 @@ def write(connection: DuckDBPyConnection, entries: Sequence[Entry]) -> None:
 
 def numbers(connection: DuckDBPyConnection, scope: str) -> dict[str, int]:
     """The row number of every question of a scope."""
-    query = f"SELECT j.key, j.number FROM journal j WHERE {_where(connection, {scope})} AND j.scope = ?"  # noqa: S608  names of our own
+    query = f"SELECT j.key, j.number FROM journal j WHERE {within_scopes(connection, {scope})} AND j.scope = ?"  # noqa: S608  names of our own
     return {unshelved(key): number for key, number in connection.execute(query, [shelved(scope)]).fetchall()}
 
 
@@ -45,7 +45,7 @@ def answers_between(connection: DuckDBPyConnection, low: int, high: int) -> dict
 
 def answers(connection: DuckDBPyConnection, scopes: Collection[str]) -> Iterator[Answer]:
     """Everything in these scopes, in the order it was folded in."""
-    query = f"""SELECT j.scope, j.key, j.kind, j.answer FROM journal j WHERE {_where(connection, scopes)}
+    query = f"""SELECT j.scope, j.key, j.kind, j.answer FROM journal j WHERE {within_scopes(connection, scopes)}
         AND j.scope IN (SELECT unnest(?)) ORDER BY j.number"""  # noqa: S608  names of our own
     found = connection.execute(query, [list(map(shelved, scopes))])
     while rows := found.fetchmany(_PAGE):
@@ -60,7 +60,7 @@ def moments(connection: DuckDBPyConnection, places: Collection[tuple[str, str]])
     scope, key = zip(*places, strict=True)
     with Incoming(connection, {"scope": scope, "key": key}) as incoming:
         query = f"""SELECT j.scope, j.key, j.at_us FROM journal j JOIN {incoming} i ON j.scope = i.scope AND j.key = i.key
-            WHERE {_where(connection, set(scope))}"""  # noqa: S608  names of our own
+            WHERE {within_scopes(connection, set(scope))}"""  # noqa: S608  names of our own
         return {(row["scope"], row["key"]): row["at_us"] for row in records(connection, query)}
 
 
@@ -68,7 +68,7 @@ def count(connection: DuckDBPyConnection) -> int:
     return int(scalar(connection, "SELECT count(*) FROM journal"))
 
 
-def _where(connection: DuckDBPyConnection, scopes: Collection[str]) -> str:
+def within_scopes(connection: DuckDBPyConnection, scopes: Collection[str]) -> str:
     """SQL for the stretches of the journal j in which entries of these scopes may be."""
     query = "SELECT low, high FROM journal_range WHERE scope IN (SELECT unnest(?))"
     found = connection.execute(query, [list(map(shelved, scopes))]).fetchall()

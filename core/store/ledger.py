@@ -7,14 +7,15 @@ journal. Judges and simulators are not in it: the journal keeps their answers, n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from counterplay.core.canonical import loads
 from counterplay.core.store.base import StoreFile
-from counterplay.core.store.tables import Incoming
+from counterplay.core.store.journal_table import within_scopes
+from counterplay.core.store.tables import Incoming, records, shelved
 
 By: TypeAlias = Literal["model", "trace", "job", "agent", "day"]
 
@@ -27,8 +28,9 @@ _KINDS = ("propose", "request")
 # Of a proposal of several draws, single requests may be journalled too, and then those are what was paid: another proposal may have been
 # made of the same ones. A request has the price of a draw with its usage, else its model's mean by token.
 _ENTRIES = f"""WITH entry AS ({{entries}}),
-    drawn AS (SELECT scope, at_us, draws, p.model AS model, p.usage.input_tokens AS input_tokens, p.usage.output_tokens AS output_tokens,
-        p.usage.cached_tokens AS cached_tokens, p.usage.cost_usd AS usd FROM (SELECT scope, at_us, len(found) AS draws, unnest(found) AS p
+    drawn AS (SELECT scope, at_us, draws, 1 / draws AS requests, p.model AS model, p.usage.input_tokens AS input_tokens,
+        p.usage.output_tokens AS output_tokens, p.usage.cached_tokens AS cached_tokens, p.usage.cost_usd AS usd
+        FROM (SELECT scope, at_us, len(found) AS draws, unnest(found) AS p
         FROM (SELECT scope, at_us, from_json(sound_json(answer), '{_DRAWN}') AS found FROM entry WHERE kind = 'propose'))),
     named AS (SELECT scope, min(model) AS model FROM drawn GROUP BY scope),
     asked AS (SELECT e.scope, at_us, coalesce(body->>'$.model', n.model) AS model,
@@ -39,10 +41,10 @@ _ENTRIES = f"""WITH entry AS ({{entries}}),
     kept AS (SELECT DISTINCT scope, model FROM asked),
     price AS (SELECT model, input_tokens, output_tokens, cached_tokens, min(usd) AS usd FROM drawn GROUP BY ALL),
     rate AS (SELECT model, sum(usd) / nullif(sum(input_tokens + output_tokens), 0) AS usd FROM drawn GROUP BY model),
-    paid AS (SELECT d.scope, d.at_us, d.model, 1 AS calls, d.input_tokens, d.output_tokens, d.cached_tokens, d.usd
+    paid AS (SELECT d.scope, d.at_us, d.model, d.requests, 1 AS calls, d.input_tokens, d.output_tokens, d.cached_tokens, d.usd
         FROM drawn d LEFT JOIN kept k ON k.scope = d.scope AND k.model = d.model WHERE d.draws = 1 OR k.scope IS NULL
         UNION ALL
-        SELECT a.scope, a.at_us, a.model, a.draws, a.input_tokens, a.output_tokens, a.cached_tokens,
+        SELECT a.scope, a.at_us, a.model, 1, a.draws, a.input_tokens, a.output_tokens, a.cached_tokens,
         coalesce(p.usd, r.usd * (a.input_tokens + a.output_tokens)) FROM asked a LEFT JOIN rate r USING (model)
         LEFT JOIN price p USING (model, input_tokens, output_tokens, cached_tokens))
     """  # noqa: S608  names of our own
@@ -164,6 +166,29 @@ class StoreLedger(StoreFile):
             rows = [dict(zip(titles, row, strict=True)) for row in found.fetchall()]
         return [_line(row, by) for row in rows]
 
+    def paid_since(self, since_us: Mapping[str, int]) -> dict[str, dict[str, float]]:
+        """What policies were really asked and answered about each trace from a moment on, in microseconds since 1970.
+
+        By trace the `draws`, the requests (`calls`) that they came of, `input_tokens`, `output_tokens`, `cached_tokens` and `cost_usd`;
+        traces about which nothing was asked are left out.
+        """
+        if not since_us:
+            return {}
+        of = {f"{_SCOPE}{trace}": trace for trace in since_us}
+        names = ("scope", "key", "kind", "answer", "at_us")
+        cursor = self._connection.cursor()
+        waiting = [entry for entry in self._journal.waiting() if entry[0] in of and entry[2] in _KINDS]
+        columns: dict[str, Sequence[Any]] = {name: [entry[place] for entry in waiting] for place, name in enumerate(names)}
+        scopes = list(map(shelved, of))
+        with Incoming(cursor, columns) if waiting else nullcontext("") as incoming:
+            where = f"{within_scopes(cursor, of)} AND j.scope IN (SELECT unnest(?))"
+            query = f"""{_ENTRIES.format(entries=_entries(incoming, where))}
+                SELECT scope, sum(calls) AS draws, sum(requests) AS calls, sum(input_tokens) AS input_tokens,
+                sum(output_tokens) AS output_tokens, sum(cached_tokens) AS cached_tokens, sum(usd) AS cost_usd
+                FROM paid JOIN (SELECT unnest(?) AS scope, unnest(?) AS since_us) USING (scope) WHERE at_us >= since_us GROUP BY scope"""  # noqa: S608
+            found = records(cursor, query, [scopes, scopes, list(since_us.values())])
+        return {of[row.pop("scope")]: {name: float(amount or 0) for name, amount in row.items()} for row in found}
+
     def _job_costs(self) -> list[Costs]:
         tallied = ", ".join(f"sum({name}) AS {name}" for name in _TALLIED)
         lines: dict[str, dict[str, Any]] = {}
@@ -178,11 +203,6 @@ class StoreLedger(StoreFile):
 
 def _query(by: str, incoming: str, limit: int | None) -> str:
     of_paid, of_logged, of_charged = _KEYS[by]
-    kinds = ", ".join(f"'{kind}'" for kind in _KINDS)
-    entries = f"SELECT scope, kind, answer, at_us FROM journal j WHERE kind IN ({kinds})"  # noqa: S608  names of our own
-    if incoming:
-        later = f"SELECT 1 FROM {incoming} i WHERE i.scope = j.scope AND i.key = j.key"  # noqa: S608
-        entries += f" AND NOT EXISTS ({later}) UNION ALL SELECT scope, kind, answer, at_us FROM {incoming}"  # noqa: S608
     parts = [_PAID.format(key=of_paid), _LOGGED.format(key=of_logged)]
     if of_charged:
         parts.append(_CHARGED.format(key=of_charged))
@@ -191,7 +211,18 @@ def _query(by: str, incoming: str, limit: int | None) -> str:
     most = "" if limit is None else f" LIMIT {int(limit)}"
     order = "coalesce(paid_usd, charged_usd, 0) DESC, coalesce(paid_calls, 0) DESC, coalesce(charged_calls, 0) DESC, named"
     rows = f"SELECT *, nullif(key, '') AS named FROM ({' UNION ALL '.join(parts)})"  # noqa: S608
-    return f"{_ENTRIES.format(entries=entries)} SELECT readable(named) AS key, {sums} FROM ({rows}) GROUP BY named ORDER BY {order}{most}"  # noqa: S608
+    entries = _ENTRIES.format(entries=_entries(incoming))
+    return f"{entries} SELECT readable(named) AS key, {sums} FROM ({rows}) GROUP BY named ORDER BY {order}{most}"  # noqa: S608
+
+
+def _entries(incoming: str, where: str = "true") -> str:
+    """SQL for what policies answered: rows of the journal j, and those that wait to be rows."""
+    kinds = ", ".join(f"'{kind}'" for kind in _KINDS)
+    entries = f"SELECT scope, kind, answer, at_us FROM journal j WHERE kind IN ({kinds}) AND {where}"  # noqa: S608  names of our own
+    if incoming:
+        later = f"SELECT 1 FROM {incoming} i WHERE i.scope = j.scope AND i.key = j.key"  # noqa: S608
+        entries += f" AND NOT EXISTS ({later}) UNION ALL SELECT scope, kind, answer, at_us FROM {incoming}"  # noqa: S608
+    return entries
 
 
 def _line(row: Mapping[str, Any], by: str) -> Costs:

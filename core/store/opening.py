@@ -27,7 +27,9 @@ _NEW_FILE = {**_CONFIG, "default_block_size": str(BLOCK_BYTES)}
 _PROGRAM = 100
 _LEFT = ("new", "tmp", "compact")
 _HOLDER = re.compile(r"lock is held in (.*?) \(PID (\d+)\)")
-_SIZE = re.compile(r"\d+(\.\d+)?\s*([KMGT]i?B|B)", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])i?)?B", re.IGNORECASE)
+_BYTES = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+_A_THREAD_BYTES = 32e6  # with less than this for each of its threads DuckDB fails where it could have put aside what does not fit
 _writers: set[str] = set()
 _readers: Counter[str] = Counter()
 _guard = threading.Lock()
@@ -46,6 +48,8 @@ def connect(path: str, *, read_only: bool, memory: str | None = None) -> DuckDBP
         if not read_only:
             sweep(path)
     try:
+        if memory is not None:
+            connection.execute(f"SET threads = least(current_setting('threads'), {_threads(memory)})")
         migrate(connection, path, read_only=read_only)
     except BaseException:
         connection.close()
@@ -58,6 +62,12 @@ def _bounded(path: str, memory: str) -> dict[str, str]:
     if _SIZE.fullmatch(memory.strip()) is None:
         raise UserError(f"got {memory!r} as memory for the store", 'a size such as "512MB" or "1GB"')
     return {"memory_limit": memory, **({} if path == MEMORY else {"temp_directory": f"{path}.{os.getpid()}.tmp"})}
+
+
+def _threads(memory: str) -> int:
+    """How many threads so much is enough for."""
+    found = _SIZE.fullmatch(memory.strip())
+    return max(1, int(float(found[1]) * _BYTES[(found[2] or "").upper()] // _A_THREAD_BYTES)) if found else 1
 
 
 def claim(path: str, *, read_only: bool) -> None:

@@ -11,10 +11,11 @@ from counterplay.core.nouns import Coverage, Grade
 
 @dataclass(frozen=True, slots=True)
 class IngestReport:
-    """What one `ingest` took in. `tasks`, `succeeded`, `failed` and `unknown` count over everything it was given.
+    """What one `ingest` took in. `tasks` counts over everything it was given; `succeeded`, `failed` and `unknown` count the traces of it,
+    each as its current revision says: one that was superseded, or only a beginning of what is held, does not count.
 
     `traces_known` were held already, unchanged; `traces_updated` were held with other content, which is kept beside the new.
-    `files_unchanged` were not read, as they are what they were when they were last read.
+    `files_unchanged` were not read, as they are what they were when they were last read; `files_read` were, of those that are files.
     """
 
     traces_added: int = 0
@@ -28,6 +29,7 @@ class IngestReport:
     failed: int = 0
     unknown: int = 0
     files_unchanged: int = 0
+    files_read: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +285,7 @@ class Selection:
     without a price, `steps_above` counts the main trajectory's. Times are of the trace's start, or of its end where the start is not known,
     microseconds since 1970, UTC: from `since_us` on, before `until_us`; traces without a time are left out where one is given.
     `sample` is a share in (0, 1] of all trace ids, drawn by `seed` and the id alone: it stays as it is when the store grows. `limit`
-    keeps the first of what is left, in order of trace id.
+    keeps the first of what is left, in order of trace id. `jobs` are ids: traces that are in a unit of one of these.
     """
 
     outcome: tuple[str, ...] = ()
@@ -291,6 +293,7 @@ class Selection:
     tasks: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     formats: tuple[str, ...] = ()
+    jobs: tuple[str, ...] = ()
     cost_above_usd: float | None = None
     steps_above: int | None = None
     since_us: int | None = None

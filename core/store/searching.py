@@ -37,7 +37,9 @@ class StoreSearches(StoreFile):
         """Searches as they were put, in the order asked for, `batch` at a time in memory. Raises UserError where one is not held."""
         remaining = iter(search_ids)
         while ids := list(islice(remaining, batch)):
-            yield from read_searches(self._connection.cursor(), self._numbers("search", ids))
+            with self._room.working():
+                found = list(read_searches(self._connection.cursor(), self._numbers("search", ids)))
+            yield from found
 
     def searches(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from counterplay.core.errors import UserError
 from counterplay.core.store.base import StoreFile
@@ -44,8 +44,22 @@ class StoreSelecting(StoreFile):
         for row in self._paged(f"SELECT id FROM trace WHERE {where} AND task IS NULL", "id", parameters):  # noqa: S608
             yield None, [row["id"]]
 
+    def groups_of(self, selection: Selection | None = None) -> Iterator[list[str]]:
+        """The ids of the selected traces of each task, in order, those without a task each alone; in order of the first. No `limit`."""
+        where, parameters = _where(selection or Selection())
+        query = f"SELECT min(id), list(id ORDER BY id) AS ids FROM trace WHERE {where}"  # noqa: S608  names of our own
+        grouped = f"{query} GROUP BY task, CASE WHEN task IS NULL THEN id END HAVING true"
+        return (row["ids"] for row in self._paged(grouped, "min(id)", parameters))
+
+    def nearest(self, field: Literal["agent", "task", "format", "tag"], word: str, n: int = 3) -> list[str]:
+        """What the current traces have in this field: the `n` that are most like `word`."""
+        column = "unnest(tags)" if field == "tag" else field
+        query = f"""SELECT word FROM (SELECT DISTINCT {column} AS word FROM trace WHERE current) WHERE word IS NOT NULL
+            ORDER BY jaro_winkler_similarity(lower(word), lower(?)) DESC, word LIMIT {int(n)}"""  # noqa: S608  names of our own
+        return [row["word"] for row in self._records(query, [shelved(word)])]
+
     def _paged(self, query: str, key: str, parameters: list[Any], ending: str = "") -> Iterator[dict[str, Any]]:
-        """The rows of a query whose last clause is WHERE, in order of a text column that none of them share."""
+        """The rows of a query whose last clause is WHERE or HAVING, in order of a text column that none of them share."""
         after: list[Any] = []
         while True:
             further = f" AND {key} > ?" if after else ""
@@ -70,6 +84,10 @@ def _where(selection: Selection) -> tuple[str, list[Any]]:
         if words:
             where.append(f"{column} IN (SELECT unnest(?))")
             parameters.append(list(map(shelved, words)))
+    if selection.jobs:
+        units = "SELECT unnest(u.traces) FROM unit u JOIN job j ON u.job = j.number WHERE j.id IN (SELECT unnest(?))"
+        where.append(f"id IN ({units})")
+        parameters.append(list(map(shelved, selection.jobs)))
     if selection.tags:
         where.append("list_has_all(tags, ?)")
         parameters.append(list(map(shelved, selection.tags)))

@@ -124,7 +124,9 @@ class Store(StoreJobs, StoreLedger, StoreSearches, StoreSelecting):
 
     def _read_traces(self, numbers: Sequence[int], batch: int) -> Iterator[Trace]:
         for start in range(0, len(numbers), batch):
-            yield from read_traces(self._connection.cursor(), numbers[start : start + batch])
+            with self._room.working():
+                found = list(read_traces(self._connection.cursor(), numbers[start : start + batch]))
+            yield from found
 
     def _current(self) -> array[int]:
         """The numbers of all traces, eight bytes each."""
@@ -171,6 +173,16 @@ class Store(StoreJobs, StoreLedger, StoreSearches, StoreSelecting):
         """The quarantine."""
         query = "SELECT uri, reason, line, byte_offset, raw FROM quarantine ORDER BY uri, byte_offset, line, reason"
         return [Rejected(**row) for row in self._records(query if limit is None else f"{query} LIMIT {int(limit)}")]
+
+    def rejected_files(self, *, since_us: int = 0, limit: int) -> tuple[list[tuple[Rejected, int]], int]:
+        """Of the first `limit` files (in order of `uri`) with something in quarantine the first of it, and how much it is; and how many
+        files there are. `since_us`, in microseconds since 1970: only what came in since then.
+        """
+        query = f"""SELECT uri, min_by(reason, byte_offset) AS reason, min_by(line, byte_offset) AS line, min(byte_offset) AS byte_offset,
+            count(*) AS inputs, count(*) OVER () AS files FROM quarantine WHERE at_us >= ? GROUP BY uri ORDER BY uri LIMIT {int(limit)}"""  # noqa: S608
+        rows = self._records(query, [since_us])
+        found = [(Rejected(row["uri"], row["reason"], row["line"], row["byte_offset"]), row["inputs"]) for row in rows]
+        return found, rows[0]["files"] if rows else 0
 
     def put_scores(self, scores: Iterable[ScoreRow]) -> int:
         """Write verifier opinions, one for each (key, verifier, version); a later one replaces an earlier. Returns how many."""

@@ -18,10 +18,11 @@ from duckdb import DuckDBPyConnection
 from counterplay.core.canonical import loads
 from counterplay.core.errors import StoreError
 
-_FULL = re.compile("No space left|Could not write file")
+_FULL = re.compile("No space left|Could not write file|failed to (pin|allocate)")
 _ESCAPE = "json:"
 _GAP, _RANGES = 8192, 31
-_VARIANT = {"trace": "attributes", "call": "attributes", "search": "attributes"}
+_NO_TEXT = frozenset(("BIGINT", "INTEGER", "UTINYINT", "UTINYINT[]", "BIGINT[]", "DOUBLE", "BOOLEAN", "UUID"))
+VARIANT = {"trace": "attributes", "call": "attributes", "search": "attributes"}
 
 Row = Mapping[str, Any]
 Columns = Mapping[str, Sequence[Any]]
@@ -55,7 +56,7 @@ def insert(connection: DuckDBPyConnection, table: str, rows: Sequence[Row] | Col
     """Append rows (equal keys), or columns, to `table` as one Arrow batch; columns not named stay NULL."""
     if not (any(map(len, rows.values())) if isinstance(rows, Mapping) else rows):
         return
-    variant = _VARIANT.get(table)
+    variant = VARIANT.get(table)
     columns = f"* REPLACE (TRY_CAST(TRY_CAST(nullif({variant}, '{{}}') AS JSON) AS VARIANT) AS {variant})" if variant else "*"
     with Incoming(connection, rows) as incoming:
         connection.execute(f"INSERT INTO {table} BY NAME SELECT {columns} FROM {incoming}")  # noqa: S608  names of our own
@@ -91,7 +92,8 @@ def transaction(connection: DuckDBPyConnection) -> Iterator[None]:
         _rollback(connection)
         if isinstance(error, duckdb.IOException | duckdb.OutOfMemoryException | duckdb.FatalException) or _FULL.search(str(error)):
             got = f"the store can't be written: {str(error).splitlines()[0]}"
-            raise StoreError(got, do="Nothing of this batch was stored, all before it was: make room and run again.") from error
+            do = "Nothing of this batch was stored, all before it was: make room, or allow for more memory, and run again."
+            raise StoreError(got, do=do) from error
         raise
 
 
@@ -103,8 +105,14 @@ def _rollback(connection: DuckDBPyConnection) -> None:
 def records(connection: DuckDBPyConnection, query: str, parameters: Iterable[Any] | Mapping[str, Any] = ()) -> list[dict[str, Any]]:
     """The rows of a query as dicts, text unshelved. `parameters` are values in order, or by name."""
     cursor = connection.execute(query, parameters if isinstance(parameters, Mapping) else list(parameters))
-    names = [column[0] for column in cursor.description or ()]
-    return [{name: _unshelve(value) for name, value in zip(names, row, strict=True)} for row in cursor.fetchall()]
+    columns = cursor.description or ()
+    names = [column[0] for column in columns]
+    found = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+    for name in (column[0] for column in columns if str(column[1]) not in _NO_TEXT):
+        for row in found:
+            if row[name] is not None:
+                row[name] = _unshelve(row[name])
+    return found
 
 
 def scalar(connection: DuckDBPyConnection, query: str, parameters: Iterable[Any] = ()) -> Any:

@@ -107,10 +107,11 @@ def claim(connection: DuckDBPyConnection, job_id: str, owner: str, count: int, *
     found = records(connection, query, [numbers])
     until = now + round(lease_s * 1e6)
     statement = f"""UPDATE unit SET state = 'running', attempts = attempts + 1, owner = ?, lease_until_us = ?, not_before_us = NULL,
-        at_us = ? WHERE {within("number", numbers)}"""  # noqa: S608
+        at_us = CASE WHEN state = 'running' THEN at_us ELSE ? END WHERE {within("number", numbers)}"""  # noqa: S608
     connection.execute(statement, [shelved(owner), until, now, numbers])
-    changed = {"state": "running", "owner": owner, "lease_until_us": until, "not_before_us": None, "at_us": now}
-    return [_unit(job_id, {**row, **changed, "attempts": row["attempts"] + 1}) for row in found]
+    changed = {"state": "running", "owner": owner, "lease_until_us": until, "not_before_us": None}
+    since = [row["at_us"] if row["state"] == "running" else now for row in found]
+    return [_unit(job_id, {**row, **changed, "at_us": at, "attempts": row["attempts"] + 1}) for row, at in zip(found, since, strict=True)]
 
 
 def _free(connection: DuckDBPyConnection, job_number: int, count: int, **values: Any) -> list[int]:
@@ -196,6 +197,14 @@ def page(connection: DuckDBPyConnection, job_id: str, state: UnitState | None, l
         parameters.append(state)
     query += " ORDER BY number" + ("" if limit is None else f" LIMIT {int(limit)}")
     return [_unit(job_id, row) for row in records(connection, query, parameters)]
+
+
+def searches_by(connection: DuckDBPyConnection, jobs: Sequence[str], traces: Sequence[str]) -> set[str]:
+    query = """SELECT result FROM unit WHERE number IN (SELECT number FROM (
+        SELECT u.number, unnest(u.traces) AS trace FROM unit u JOIN job j ON u.job = j.number WHERE j.id IN (SELECT unnest(?))
+    ) WHERE trace IN (SELECT unnest(?)))"""
+    rows = records(connection, query, [list(map(shelved, jobs)), list(map(shelved, traces))])
+    return {search for row in rows for search in loads(row["result"]).get("searches", ())}
 
 
 def _held(connection: DuckDBPyConnection, job_number: int, ids: Sequence[str], owner: str) -> dict[str, int]:

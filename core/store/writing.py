@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from duckdb import DuckDBPyConnection
 
@@ -21,6 +21,7 @@ from counterplay.core.collecting import uncollected
 from counterplay.core.nouns import Trace
 from counterplay.core.records import Rejected
 from counterplay.core.store.content import Content, trajectory_parts
+from counterplay.core.store.counting import SUCCEEDED
 from counterplay.core.store.encoding import TraceDraft, score_row, sub_row, summary_row
 from counterplay.core.store.marks import set_watermarks
 from counterplay.core.store.rows import IngestReport
@@ -39,6 +40,7 @@ class Ingest:
         self._rejected: dict[tuple[Any, ...], Rejected] = {}
         self._bytes = 0
         self._counts: Counter[str] = Counter()
+        self._first: int | None = None
         self._tasks: set[str] = set()
 
     def run(self, items: Iterable[Trace | Rejected], watermarks: Mapping[str, str]) -> IngestReport:
@@ -58,7 +60,6 @@ class Ingest:
         with uncollected():
             self._drafts[trace.id] = draft = TraceDraft.of(trace)
         self._bytes += sum(sum(map(len, context.wires)) for context in draft.trajectories)
-        self._counts[{True: "succeeded", False: "failed", None: "unknown"}[trace.outcome.succeeded]] += 1
         if trace.task is not None:
             self._tasks.add(trace.task)
 
@@ -73,36 +74,58 @@ class Ingest:
         if not (drafts or rejected or watermarks):
             return
         with uncollected(), self._transaction():
-            counts = write_drafts(self._connection, drafts) + write_rejected(self._connection, rejected)
+            if self._first is None:
+                self._first = next_number(self._connection, "trace")
+            counts = write_drafts(self._connection, drafts, self._first)
+            counts.update(write_rejected(self._connection, rejected))
             set_watermarks(self._connection, watermarks)
-        self._counts += counts
+        self._counts.update(counts)
 
 
-def write_drafts(connection: DuckDBPyConnection, drafts: list[TraceDraft]) -> Counter[str]:
-    """Write traces of distinct ids inside the caller's transaction."""
+def write_drafts(connection: DuckDBPyConnection, drafts: list[TraceDraft], first: int) -> Counter[str]:
+    """Write traces of distinct ids inside the caller's transaction. Trace `first` was the first of the run that this batch is of."""
     held = _held(connection, [draft.trace.id for draft in drafts])
-    fresh = [draft for draft in drafts if draft.digest not in held[draft.trace.id]]
+    counts, fresh, current = _told_apart(connection, drafts, held, first)
+    if not fresh:
+        return counts
+    superseded = [before.number for name in current for before in held[name].values() if before.current]
+    if superseded:
+        connection.execute("UPDATE trace SET current = false WHERE number IN (SELECT unnest(?))", [superseded])
     content = Content()
     for draft in fresh:
         for trajectory in draft.trajectories:
             content.add(trajectory)
-    counts = Counter(traces_known=len(drafts) - len(fresh))
-    if not fresh:
-        return counts
     content.store(connection)
     parts: dict[str, list[Columns]] = defaultdict(list)
     numbers = _numbers(connection)
     for draft in fresh:
-        known = held[draft.trace.id]
-        counts["traces_updated" if known else "traces_added"] += 1
-        current = not known or not _says_less(connection, draft)
-        if known and current:
-            connection.execute("UPDATE trace SET current = false WHERE number IN (SELECT unnest(?))", [list(known.values())])
-        numbers = _draw(draft, content, parts, numbers, current=current)
+        numbers = _draw(draft, content, parts, numbers, current=draft.trace.id in current)
     for table, batch in parts.items():
         insert(connection, table, merged(batch))
     counts["nodes_added"] = content.added
     return counts
+
+
+def _told_apart(
+    connection: DuckDBPyConnection, drafts: list[TraceDraft], held: Mapping[str, Mapping[str, Revision]], first: int
+) -> tuple[Counter[str], list[TraceDraft], set[str]]:
+    """What is counted, the drafts that are not held, and the ids of those that become current. An outcome counts of a current one only."""
+    counts: Counter[str] = Counter()
+    fresh, current = [], set[str]()
+    for draft in drafts:
+        known, outcome = held[draft.trace.id], _told(draft.trace.outcome.succeeded)
+        same = known.get(draft.digest)
+        if same is not None:
+            counts["traces_known"] += 1
+            counts[outcome] += same.current and same.number < first
+            continue
+        fresh.append(draft)
+        counts["traces_updated" if known else "traces_added"] += 1
+        if not (known and _says_less(connection, draft)):
+            current.add(draft.trace.id)
+            counts[outcome] += 1
+            counts.subtract(_told(before.succeeded) for before in known.values() if before.current and before.number >= first)
+    return counts, fresh, current
 
 
 def write_rejected(connection: DuckDBPyConnection, rejected: list[Rejected]) -> Counter[str]:
@@ -121,15 +144,28 @@ def _identity(item: Rejected) -> tuple[Any, ...]:
     return item.uri, item.line, item.byte_offset, item.reason
 
 
-def _held(connection: DuckDBPyConnection, ids: list[str]) -> dict[str, dict[str, int]]:
-    """Digest -> number of every revision held, by trace id."""
-    held: dict[str, dict[str, int]] = {name: {} for name in ids}
+class Revision(NamedTuple):
+    """What is held of a trace. `succeeded` is `Outcome.succeeded`."""
+
+    number: int
+    current: bool
+    succeeded: bool | None
+
+
+def _held(connection: DuckDBPyConnection, ids: list[str]) -> dict[str, dict[str, Revision]]:
+    """Every revision held by its digest, by trace id."""
+    held: dict[str, dict[str, Revision]] = {name: {} for name in ids}
     if ids:
-        with Incoming(connection, [{"id": name} for name in ids]) as incoming:
-            query = f"SELECT t.id, {hex_key('t.digest')} AS digest, t.number FROM trace t JOIN {incoming} i ON t.id = i.id"  # noqa: S608
+        with Incoming(connection, {"id": ids}) as incoming:
+            query = f"""SELECT id, {hex_key("digest")} AS digest, number, current, {SUCCEEDED} AS succeeded
+                FROM trace t SEMI JOIN {incoming} USING (id)"""  # noqa: S608  names of our own
             for row in records(connection, query):
-                held[row["id"]][row["digest"]] = row["number"]
+                held[row["id"]][row["digest"]] = Revision(row["number"], row["current"], row["succeeded"])
     return held
+
+
+def _told(succeeded: bool | None) -> str:
+    return {True: "succeeded", False: "failed", None: "unknown"}[succeeded]
 
 
 def _numbers(connection: DuckDBPyConnection) -> tuple[int, int]:

@@ -82,3 +82,29 @@ def test_a_run_that_was_only_paid_has_succeeded_where_it_was_paid_in_full():
         assert store.stats().outcomes == {"success": 2, "failed": 2, "unknown": 1}
         held = {success: [row.id for row in store.traces(success=success)] for success in (True, False, None)}
     assert held == {True: ["paid", "said"], False: ["half", "denied"], None: ["silent"]}
+
+
+def test_of_a_trace_that_comes_in_several_revisions_the_current_one_counts():
+    early, late = logged("t"), replace(logged("t"), outcome=Outcome(1.0))
+    other = replace(logged("u"), outcome=Outcome(0.0))
+    for batch in (1, 256):
+        with Store.open(":memory:") as store:
+            report = store.ingest([early, other, late, late], batch=batch)
+            assert (report.succeeded, report.failed, report.unknown) == (1, 1, 0)
+            assert store.stats().outcomes == {"success": 1, "failed": 1, "unknown": 0}
+            again = store.ingest([early, other, late], batch=batch)
+            assert (again.traces_known, again.succeeded, again.failed, again.unknown) == (3, 1, 1, 0)
+            denied = [replace(late, outcome=Outcome(1.0, success=bool(seen % 2)), metadata={"seen": seen}) for seen in range(3)]
+            report = store.ingest(denied, batch=batch)
+            assert (report.traces_updated, report.succeeded, report.failed, report.unknown) == (3, 0, 1, 0)
+
+
+def test_a_beginning_of_what_is_held_does_not_count():
+    end = Step(Message.assistant("bye"), terminated=True)
+    whole = replace(logged("t"), outcome=Outcome(1.0))
+    longer = replace(whole, trajectory=replace(whole.trajectory, steps=(*whole.trajectory.steps, end)))
+    with Store.open(":memory:") as store:
+        report = store.ingest([longer, replace(logged("t"), outcome=Outcome(0.0))])
+        assert (report.traces_added, report.traces_updated) == (1, 1)
+        assert (report.succeeded, report.failed, report.unknown) == (1, 0, 0)
+        assert store.trace("t") == longer

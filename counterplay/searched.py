@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from counterplay.core.canonical import content_key
-from counterplay.core.records import SearchRecord
+from counterplay.core.nouns import Step
+from counterplay.core.records import NodeRecord, SearchRecord
 from counterplay.forking import NOT_FOUND
-from counterplay.search.tree import SearchTree
 
 CLOCK = "seconds"
 _SOLVED = 1.0
@@ -71,19 +71,18 @@ def ended(stopped: str) -> bool:
 
 def facts_of(record: SearchRecord, reward: float | None, *, live_calls: int = 0, held: bool = False) -> Facts:
     """The facts of a tree over a trace with this logged `reward`. `live_calls` were really made; `held`: it was complete in the store."""
-    tree = SearchTree.from_record(record)
     return Facts(
         record.id,
         record.trace,
-        improved=_improved(tree, reward),
-        solved=_solved(tree),
+        improved=_improved(record, reward),
+        solved=_solved(record),
         nodes=len(record.nodes),
         used={kind: amount for kind, amount in asdict(record.used).items() if amount and kind != CLOCK},
         stopped=record.stopped,
         failures=record.config.get("failures") or {},
         branch_errors=Counter(node.step.error for node in record.nodes if node.step is not None and node.step.error),
         notes=_notes(record),
-        digest=content_key(record.id, repr([(n.parent, n.step, n.prior, n.visits, n.value_sum, n.draws, n.score) for n in record.nodes])),
+        digest=_digest(record),
         live_calls=live_calls,
         held=held,
     )
@@ -144,11 +143,36 @@ def _notes(record: SearchRecord) -> tuple[str, ...]:
     return tuple(note for note in (str(record.config.get("chosen", "")), begun if begun.endswith(NOT_FOUND) else "") if note)
 
 
-def _improved(tree: SearchTree, reward: float | None) -> bool:
-    best, logged = tree.best(), [node.score.value for node in tree.finished() if node.logged and node.score is not None]
+def _improved(record: SearchRecord, reward: float | None) -> bool:
+    ended = _ended(record)
+    best, logged = _best(ended), [node.score.value for node in ended if node.logged and node.score is not None]
     return best is not None and best.score is not None and not best.logged and best.score.value > max(logged, default=reward or 0.0)
 
 
-def _solved(tree: SearchTree) -> bool:
-    best = tree.best()
+def _solved(record: SearchRecord) -> bool:
+    best = _best(_ended(record))
     return best is not None and best.score is not None and not best.logged and best.score.value >= _SOLVED
+
+
+def _ended(record: SearchRecord) -> list[NodeRecord]:
+    """As `SearchTree.finished`: leaves whose trajectory has ended."""
+    inner = {node.parent for node in record.nodes}
+    leaves = (node for node in record.nodes if node.index not in inner)
+    return [node for node in leaves if (record.root if node.step is None else node.step).finished]
+
+
+def _best(ended: Sequence[NodeRecord]) -> NodeRecord | None:
+    """As `SearchTree.best`: the highest score (ties: higher mean value, then earlier)."""
+    scored = [(node.score.value, node.value_sum / node.visits if node.visits else 0.0, node) for node in ended if node.score is not None]
+    return max(scored, key=lambda found: (*found[:2], -found[2].index))[2] if scored else None
+
+
+def _digest(record: SearchRecord) -> str:
+    told = [(n.parent, n.prior, n.visits, n.value_sum, n.draws, n.score, None if n.step is None else _told(n.step)) for n in record.nodes]
+    return content_key(record.id, repr(told), *(message.wire for n in record.nodes if n.step is not None for message in n.step.messages))
+
+
+def _told(step: Step) -> tuple[object, ...]:
+    """All of a step but its messages' texts."""
+    grades = [int(grade) for grade in step.grades]
+    return len(step.observations), step.sampled, step.terminated, step.truncated, step.error, step.reward, grades

@@ -42,6 +42,7 @@ _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_WINDOW = 1 << 27
 _ZSTD_BYTES = 1 << 12  # few: they may unpack to thirty thousand times as many
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_TORN = ", which is torn off"
 _BLANK = re.compile(r"[ \t\r\n]*")
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|["{}\[\],]', re.DOTALL)
 
@@ -412,7 +413,7 @@ def _values(path: Path, data: bytes) -> Iterator[Entry | Rejected]:
     text = data[skipped:].decode(errors="surrogateescape")
     position = _blank(text, 0)
     inside = text[position] == "["
-    offset, counted, index = skipped, 0, 0
+    offset, counted, index, torn = skipped, 0, 0, False
     dense = is_dense(text, 0, len(text))
     position += inside
     while (position := _blank(text, position)) < len(text):
@@ -426,9 +427,10 @@ def _values(path: Path, data: bytes) -> Iterator[Entry | Rejected]:
         else:
             yield Entry(value, path, index, None, offset)
         index += 1
+        torn = reason.endswith(_TORN)
         position = _blank(text, position)
         position += inside and text[position : position + 1] == ","
-    if inside:
+    if inside and not torn:  # a record that is torn off says so itself
         yield Rejected(str(path), "the JSON array ends without its closing bracket", None, len(data))
 
 
@@ -439,7 +441,9 @@ def _value(text: str, start: int, *, dense: bool) -> tuple[Any, int, str]:
             refuse_dense(text, start, _end_of(text, start))
         value, end = DECODER.raw_decode(text, start)
     except json.JSONDecodeError as error:
-        return None, _end_of(text, start), f"not JSON: {error.msg} at character {error.pos - start} of the record"
+        closed, where = _closing(text, start), f"at character {error.pos - start} of the record"
+        reason = f"not JSON: {error.msg.removesuffix(' at')} {where}"
+        return None, len(text) if closed is None else closed, reason + _TORN * (closed is None)
     except RecursionError:
         return None, _end_of(text, start), "nested too deeply to be read"
     except ValueError as error:
@@ -455,6 +459,12 @@ def _value(text: str, start: int, *, dense: bool) -> tuple[Any, int, str]:
 
 def _end_of(text: str, start: int) -> int:
     """Where a damaged value probably ends: at the bracket that closes it, else at the end of the text."""
+    closed = _closing(text, start)
+    return len(text) if closed is None else closed
+
+
+def _closing(text: str, start: int) -> int | None:
+    """Behind the bracket that closes the value at `start`; None where the text ends inside of it."""
     depth = 0
     for token in _TOKEN.finditer(text, start):
         depth += (token[0] in "{[") - (token[0] in "}]")
@@ -462,7 +472,7 @@ def _end_of(text: str, start: int) -> int:
             return token.end()
         if depth == 0 and token[0] == "," and token.start() > start:
             return token.start()
-    return len(text)
+    return None
 
 
 def _blank(text: str, position: int) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from counterplay.core.canonical import content_key, dumps, loads
 from counterplay.core.errors import CounterplayError, UserError, VerifierError
-from counterplay.core.journal import Journal, ask, step_from_json, step_to_json
+from counterplay.core.journal import Journal, ask, delivered, step_from_json, step_to_json
 from counterplay.core.nouns import Message, State, Step, Trajectory
 from counterplay.core.protocols import Environment, Verifier, fingerprint_of
 from counterplay.plan import Plan, check_stop, knows
@@ -166,7 +166,9 @@ class JournaledLines:
             key = content_key(key, str(number))
         known = self.journal.get(key)
         if known is not None:
+            await delivered(self.journal)
             return step_from_json(loads(known))
         step = await self.environment.step(state, action)
         self.journal.put(key, "step", dumps(step_to_json(step)))
+        await delivered(self.journal)
         return step

@@ -15,13 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
+from counterplay import wrapping
 from counterplay.core.errors import CounterplayError
 
 _SHOWN = 12
+_EDGES, _BETWEEN = 2, 3  # what SIMPLE_HEAD takes beside the columns, and between two of them
+_NARROW = 20
 
 out = Console()
 err = Console(stderr=True)
@@ -100,24 +105,51 @@ def plain(value: Any) -> Any:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
-    """A table whose number columns are right-aligned."""
+    """A table whose number columns are right-aligned, no wider than the terminal: see `wrapping` for where its texts are broken.
+
+    Where the terminal is too narrow for that, each row is a list of names and values.
+    """
     made = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=SIMPLE_HEAD, pad_edge=False)
-    for index, name in enumerate(columns):
-        numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
-        made.add_column(name, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        made.add_row(*(_cell(value) for value in row))
+    texts = [[_cell(value) for value in row] for row in rows]
+    numeric = [_is_numeric([row[at] for row in rows]) for at in range(len(columns))]
+    in_columns = [[name, *(text[at] for text in texts)] for at, name in enumerate(columns)]
+    widths = wrapping.widths(in_columns, out.width - _EDGES - _BETWEEN * (len(columns) - 1))
+    if widths is None:
+        return _listed(made, columns, texts)
+    for name, is_numeric, width in zip(columns, numeric, widths, strict=True):
+        made.add_column(Text(wrapping.folded(name, width)), justify="right" if is_numeric else "left", no_wrap=True)
+    for text in texts:
+        made.add_row(*(Text(wrapping.folded(cell, width)) for cell, width in zip(text, widths, strict=True)))
+    return made
+
+
+def _is_numeric(values: Sequence[Any]) -> bool:
+    known = [value for value in values if value is not None]
+    return bool(known) and all(isinstance(value, int | float) for value in known)
+
+
+def _listed(made: Table, columns: Sequence[str], texts: Sequence[Sequence[str]]) -> Table:
+    """Rows as names and values, one below the other."""
+    made.show_header = False
+    made.add_column(style="dim", no_wrap=True)
+    made.add_column(no_wrap=True)
+    width = out.width - _EDGES - _BETWEEN - max(map(cell_len, columns), default=0)
+    for text in texts:
+        for at, (name, cell) in enumerate(zip(columns, text, strict=True)):
+            made.add_row(name, Text(wrapping.folded(cell, width), overflow="fold"), end_section=at == len(columns) - 1)
     return made
 
 
 def facts(values: Mapping[str, Any]) -> Table:
     """Two columns, name and value; what is nested as `name: value, ...`, deeper as compact JSON."""
     made = Table(show_header=False, box=None, pad_edge=False)
-    made.add_column(style="dim")
+    made.add_column(style="dim", no_wrap=True)
     made.add_column(overflow="fold")
+    width = max(_NARROW, out.width - 1 - max(map(cell_len, values), default=0))
     for name, value in values.items():
         long = isinstance(value, list | tuple | dict) and len(value) > _SHOWN
-        made.add_row(name.replace("_", " "), f"{len(value)} (--json lists them)" if long else _cell(value))
+        shown = f"{len(value)} (--json lists them)" if long else _cell(value)
+        made.add_row(Text(name.replace("_", " ")), Text(wrapping.folded(shown, width)))
     return made
 
 
@@ -131,8 +163,8 @@ def _cell(value: Any) -> str:
     if isinstance(value, list | tuple | dict) and not value:
         return "none"
     if isinstance(value, dict) and not any(isinstance(part, list | tuple | dict) for part in value.values()):
-        return ", ".join(f"{_escape(str(name))}: {_cell(part)}" for name, part in value.items())
-    return _escape(value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False))
+        return ", ".join(f"{name}: {_cell(part)}" for name, part in value.items())
+    return value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False)
 
 
 def _escape(text: str) -> str:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from counterplay.core.store import LightRow, Store
 
 _LINES = 8
-_LATER = "the budget was spent on the traces before it"
 _UNDIVIDED = "it came in after this job had divided its budget; run the same command again once the job has ended"
 _SCOPE = "search/shares"
 _STORE = Source("store")
@@ -173,7 +172,9 @@ def _divided(traces: Sequence[Trace], plan: Plan, known: Mapping[str, Estimate])
         if not shares:
             return _evenly(traces, plan)
         budgets = {share.trace: plan.made_of(share.limits, whole) for share in shares}
-    return Division(budgets, {trace.id: _elsewhere(known[trace.id]) for trace in traces if trace.id not in budgets})
+    few = f"{lasting(plan, len(traces))}, and" if len(chosen) < len(traces) else "the budget"
+    skipped = {trace.id: few if trace.id not in wanted else "the budget" for trace in traces if trace.id not in budgets}
+    return Division(budgets, {trace: f"{why} brings more elsewhere ({_tried(known[trace])})" for trace, why in skipped.items()})
 
 
 def estimates(store: Store, traces: Sequence[Trace]) -> dict[str, Estimate]:
@@ -203,9 +204,24 @@ def _evenly(traces: Sequence[Trace], plan: Plan) -> Division:
     affordable = plan.affordable(len(traces))
     share = plan.share(affordable)
     budgets = {trace.id: share for trace in traces[:affordable]}
-    return Division(budgets, {trace.id: _LATER for trace in traces[affordable:]})
+    return Division(budgets, dict.fromkeys((trace.id for trace in traces[affordable:]), lasting(plan, len(traces))))
 
 
-def _elsewhere(estimate: Estimate) -> str:
-    of = f"{estimate.successes:g} of {estimate.attempts} logged runs of its task succeeded"
-    return f"the budget brings more elsewhere ({of})"
+def lasting(plan: Plan, traces: int) -> str:
+    """For how many of so many traces a budget lasts, and which kind of it is short, in words; empty where it lasts for all."""
+    fitting = {kind: replace(plan, budget=f"{kind}={limit!r}").affordable(traces) for kind, limit in _limits(plan.budget).items()}
+    kind = min(fitting, key=lambda name: fitting[name], default="")
+    if not kind or fitting[kind] >= traces:
+        return ""
+    limit, each = _limits(plan.budget)[kind], _limits(plan.trace_budget).get(kind, 1)
+    if not limit:
+        return f"the budget has no {kind}: it is {limit:g}"
+    return f"the budget of {limit:,.6g} {kind} lasts for {fitting[kind]:,} of {traces:,} traces at {each:,.6g} each"
+
+
+def _limits(budget: str) -> dict[str, float]:
+    return _counted(Budget.parse(budget).limits)
+
+
+def _tried(estimate: Estimate) -> str:
+    return f"{estimate.successes:g} of {estimate.attempts} logged runs of its task succeeded"

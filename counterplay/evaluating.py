@@ -32,6 +32,7 @@ class Question:
     max_steps: int = 100
     concurrency: int = 512
     pace: Pace = field(default_factory=Pace)
+    timeout_s: float | None = None
     quiet: bool = False
 
     @property
@@ -43,7 +44,7 @@ class Question:
 
     @property
     def sampling(self) -> dict[str, Any]:
-        names = ("base_url", "temperature", "max_tokens", "seed", "max_steps", "concurrency", "pace")
+        names = ("base_url", "temperature", "max_tokens", "seed", "max_steps", "concurrency", "pace", "timeout_s")
         return {name: getattr(self, name) for name in names}
 
 

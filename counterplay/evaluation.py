@@ -86,6 +86,7 @@ async def evaluate(
     concurrency: int = 512,
     against: Sequence[str] | None = None,
     pace: Pace | None = None,
+    timeout_s: float | None = None,
     price: tuple[float, float] | None = None,
     classify: Classify | None = None,
     on_task: Callable[[], None] = lambda: None,
@@ -93,10 +94,11 @@ async def evaluate(
     """Play `tasks` with every policy (specs by name) and compare each with the earlier ones named in `against`.
 
     Each task is played `attempts` times, also where it is named twice; `temperature` None is greedy for one attempt and 1 for several.
-    `against` None compares with the first and with the one before it. `pace` limits what the server of each policy is asked, `price` is
-    US dollars per million input and output tokens. `classify` names classes of failure (`finetune.failures`); None is what runs show of
-    themselves. Tasks on which a policy or a world failed are left out for all, because a failure of the machinery says nothing about an
-    agent. Raises PolicyError where that is more than one task in twenty.
+    `against` None compares with the first and with the one before it. `pace` limits what the server of each policy is asked,
+    `timeout_s` is how long it may take for an answer before it is asked again (None: the policy's default), `price` is US dollars per
+    million input and output tokens. `classify` names classes of failure (`finetune.failures`); None is what runs show of themselves.
+    Tasks on which a policy or a world failed are left out for all, because a failure of the machinery says nothing about an agent.
+    Raises PolicyError where that is more than one task in twenty.
     """
     from counterplay.finetune.evaluate import evaluate as compare_all
     from counterplay.replay.openai_answers import Price
@@ -112,6 +114,7 @@ async def evaluate(
             seed=seed,
             max_tokens=max_tokens,
             concurrency=pace.requests,
+            timeout_s=timeout_s,
             price=None if price is None else Price(*price),
         )
         async with closing(made) as policy:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain, islice
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 ABLATION = "ablation"
 _BATCH = 64
+_WINDOW = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,75 +31,101 @@ class Unit:
 
 @dataclass
 class Units:
-    """The units of a store, in order of their first trace; only light rows of all are in memory. `agent` and `algorithms` as in exports.
+    """The units of a store, in order of their first trace, read some thousand traces at a time: nothing but `origins` is kept of all.
 
-    Trees of calls left out (`counterplay ablate`) are no searches: nobody sampled what follows there. They are given where they are named.
+    `agent` and `algorithms` as in exports. `jobs` are ids: only traces in units of these jobs, with the trees that those units came to.
+    Trees of calls left out (`counterplay ablate`) are no searches: nobody sampled what follows there. They are given where they are named,
+    whoever made them.
     """
 
     store: Store
     agent: str | None = None
     algorithms: Sequence[str] | None = None
+    jobs: Sequence[str] = ()
     origins: dict[str, Origin] = field(default_factory=dict)
 
     def read(self, *, trees: bool = True, logs: bool = True) -> Iterator[Unit]:
-        """Each unit, with its trees where they are wanted; without `logs`, only traces that have one. `origins` tells what was read."""
+        """Each unit, with its trees where they are wanted; without `logs`, only traces that have one. `sources` tells what was read."""
+        for groups in self._windows():
+            searches = self._searches(groups) if trees else {}
+            wanted = [[name for name in group if logs or name in searches] for group in groups]
+            yield from self._read([group for group in wanted if group], searches)
+
+    def _read(self, groups: Sequence[Sequence[str]], searches: Mapping[str, Sequence[str]]) -> Iterator[Unit]:
         from counterplay.finetune.card import Origin
         from counterplay.finetune.rows import SourcedTree
 
-        searches = self._searches if trees else {}
-        groups = [[name for name in group if logs or name in searches] for group in self._groups]
-        traces = self.store.load(chain.from_iterable(groups), batch=_BATCH)
-        wanted = (search for group in groups for name in group for search in searches.get(name, ()))
-        records = self.store.load_searches(wanted, batch=_BATCH)
-        for group in filter(None, groups):
+        names = list(chain.from_iterable(groups))
+        traces = self.store.load(names, batch=_BATCH)
+        records = self.store.load_searches(chain.from_iterable(searches.get(name, ()) for name in names), batch=_BATCH)
+        for group in groups:
             mine = {trace.id: trace for trace in islice(traces, len(group))}
-            self.origins |= {name: Origin.of(trace) for name, trace in mine.items()}
+            for name, trace in mine.items():
+                origin = replace(Origin.of(trace), id="")
+                self.origins[name] = self._alike.setdefault(origin, origin)
             count = sum(len(searches.get(name, ())) for name in group)
             yield Unit(list(mine.values()), [SourcedTree.of(record, [mine[record.trace or ""]]) for record in islice(records, count)])
 
     def sources(self) -> Iterator[Origin]:
         """The traces that were read, in order of id. To be asked after that."""
         for name in sorted(self.origins):
-            yield self.origins[name]
+            yield replace(self.origins[name], id=name)
 
-    @property
+    @cached_property
     def searched(self) -> bool:
         """Whether any of the traces has a search that has ended."""
-        return bool(self._searches)
+        return any(self._searches(groups) for groups in self._windows())
 
     def check_searched(self) -> None:
         """Raises UserError where no search of these traces has ended."""
+        if not self.searched and self.jobs:
+            raise UserError("got no search that the job's units came to", "at least one", "See why: counterplay jobs units ID")
         if not self.searched:
-            unfinished = sum(not row.stopped and row.trace in self._ids for row in self.store.every_search())
+            unfinished = sum(not row.stopped for groups in self._windows() for row in self._held(groups))
             raise no_search(self.store, self.algorithms, unfinished)
 
-    @cached_property
-    def _groups(self) -> list[list[str]]:
+    def _windows(self) -> Iterator[list[list[str]]]:
+        """The ids of the traces by unit, as many units at a time as have some thousand together."""
         from counterplay.core.store import Selection
 
-        groups: dict[tuple[str | None, str], list[str]] = {}
-        for row in self.store.select_ids(Selection(agents=() if self.agent is None else (self.agent,))):
-            groups.setdefault((None, row.id) if row.task is None else (row.task, ""), []).append(row.id)
-        return list(groups.values())
+        chosen = Selection(agents=() if self.agent is None else (self.agent,), jobs=tuple(self.jobs))
+        window: list[list[str]] = []
+        count = 0
+        for group in self.store.groups_of(chosen):
+            window.append(group)
+            count += len(group)
+            if count >= _WINDOW:
+                yield window
+                window, count = [], 0
+        if window:
+            yield window
 
-    @cached_property
-    def _ids(self) -> set[str]:
-        return set(chain.from_iterable(self._groups))
-
-    @cached_property
-    def _searches(self) -> Mapping[str, list[str]]:
+    def _searches(self, groups: Sequence[Sequence[str]]) -> Mapping[str, list[str]]:
         """The finished searches of each trace, in order: what is still under way, or was killed, is no evidence yet."""
         found: dict[str, list[str]] = {}
-        for row in wanted_searches(self.store, self.algorithms):
-            if row.trace in self._ids:
-                found.setdefault(row.trace or "", []).append(row.id)
+        for row in sorted(finished(self._held(groups), self.algorithms), key=lambda row: (row.algorithm, row.id)):
+            found.setdefault(row.trace or "", []).append(row.id)
         return found
 
+    def _held(self, groups: Sequence[Sequence[str]]) -> Iterator[SearchRow]:
+        """The searches of these traces; of a job's, those that its units came to."""
+        names = list(chain.from_iterable(groups))
+        own = self.store.searches_by(self.jobs, names) if self.jobs else None
+        for row in self.store.searches(traces=names):
+            if own is None or row.id in own or row.algorithm == ABLATION:
+                yield row
 
-def wanted_searches(store: Store, algorithms: Sequence[str] | None) -> Iterable[SearchRow]:
-    """The searches that have ended, by these algorithms; None: all but trees of calls left out."""
-    rows = store.every_search(algorithms=algorithms or (), stopped=True)
-    return rows if algorithms else (row for row in rows if row.algorithm != ABLATION)
+    @cached_property
+    def _alike(self) -> dict[Origin, Origin]:
+        """One of each kind of origin: a log has few agents and models, and many traces."""
+        return {}
+
+
+def finished(rows: Iterable[SearchRow], algorithms: Sequence[str] | None) -> Iterator[SearchRow]:
+    """Those of the searches that have ended, by these algorithms; None: all but trees of calls left out."""
+    for row in rows:
+        if row.stopped and (row.algorithm in algorithms if algorithms else row.algorithm != ABLATION):
+            yield row
 
 
 def no_search(store: Store, algorithms: Sequence[str] | None, unfinished: int) -> UserError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast, get_args
 from counterplay.core.errors import UserError
 from counterplay.core.nouns import Grade, Trace
 from counterplay.export_rows import PAIRS, SFT_ROWS, WEIGHTS
-from counterplay.export_units import ABLATION, Unit, Units, no_search, wanted_searches
+from counterplay.export_units import ABLATION, Unit, Units, finished, no_search
 from counterplay.gating import SIMILARITY, gates_for
 
 if TYPE_CHECKING:
@@ -55,26 +56,39 @@ class Shared(TypedDict, total=False):
     per_tool: int | None
 
 
+class Told(Shared, total=False):
+    """What an export can be told in Python. `jobs` are ids: only what their units are about and came to; none: the whole store."""
+
+    jobs: Sequence[str]
+
+
+class _CheckedError(Exception):
+    """What ends an export that was only to be checked: all that was asked for is right."""
+
+
 @dataclass(frozen=True)
 class _Export:
-    """One export: what it reads, unit by unit, and where it writes."""
+    """One export: what it reads, unit by unit, and where it writes. Without a store it ends before anything is read."""
 
     store: Store
     out: Path
-    shared: Shared
+    shared: Told
 
     @cached_property
     def units(self) -> Units:
-        return Units(self.store, self.shared.get("agent"), self.shared.get("algorithms"))
+        return self._units(self.shared.get("algorithms"))
+
+    def _units(self, algorithms: Sequence[str] | None) -> Units:
+        return Units(self.store, self.shared.get("agent"), algorithms, self.shared.get("jobs", ()))
 
     def read(self, source: str = "both", *, logs: bool | None = None) -> Iterator[Unit]:
         """The units: with their searches unless only logs are asked for, or there are none and logs are asked for too; and with all traces
-        where `logs` are, as they are by `source`.
+        where `logs` are, as they are by `source`. Nothing is read before the first is asked for.
         """
         if source == "searched":
             self.units.check_searched()
         trees = source == "searched" or (source == "both" and self.units.searched)
-        return self.units.read(trees=trees, logs=source != "searched" if logs is None else logs)
+        yield from self.units.read(trees=trees, logs=source != "searched" if logs is None else logs)
 
     def searches(self) -> Iterator[Unit]:
         """The units that have searches. Raises UserError where there are none."""
@@ -103,7 +117,6 @@ class _Export:
         """By unit, trees whose branches are played to their ends: searches, and the logged runs of each task merged."""
         from counterplay.finetune.merged import merged_logs
 
-        _one_of("--source", source, SOURCES)
         for unit in self.read(source):
             yield [*unit.trees, *(merged_logs(unit.traces) if source != "searched" else [])]
 
@@ -112,9 +125,11 @@ class _Export:
         from counterplay.finetune.settling import settled
 
         _one_of("--rows", rows, PAIRS)
+        _one_of("--source", source, SOURCES)
         _check_tau(tau)
         if rows in ("step", "ablation") and source == "logged":
-            raise UserError(f"got --source logged for --rows {rows}", "searched or both", "Merge logs into trees: search --search stitch.")
+            do = "Merge logs into trees: counterplay search --search stitch."
+            raise UserError(f"got --source logged for --rows {rows}", "searched or both", do)
         grade, make = self.grade, PAIRS[rows]
         if rows == "step":
             candidates = (make(unit.trees, tau, min_score, grade) for unit in self.searches())
@@ -131,9 +146,10 @@ class _Export:
         """
         from counterplay.finetune.ablation import ablation_rows
 
-        meant = Units(self.store, self.units.agent, [ABLATION], self.units.origins)
+        meant, played = self._units([ABLATION]), self._units(None)
+        meant.origins = played.origins = self.units.origins
         yield ablation_rows([tree for unit in meant.read(logs=False) for tree in unit.trees], min_grade=self.grade)
-        for unit in Units(self.store, self.units.agent, None, self.units.origins).read(logs=False):
+        for unit in played.read(logs=False):
             yield PAIRS["ablation"](unit.trees, tau, min_score, self.grade)
 
     def gates(self, near_duplicates: float) -> list[Gate]:
@@ -148,34 +164,50 @@ class _Export:
             rules=shared.get("look_for_rules"),
             keep_secrets=shared.get("keep_secrets", False),
         )
-        return [*gates, *([Caps(per_task=per_task, per_tool=per_tool, seed=shared.get("seed", 0))] if per_task or per_tool else [])]
+        if per_task is None and per_tool is None:
+            return gates
+        return [*gates, Caps(per_task=per_task, per_tool=per_tool, seed=shared.get("seed", 0))]
 
     def write(self, made: Iterator[Harvest[AnyRow]], **chosen: Any) -> DatasetReport:
         """Write the rows; what every export is told, and what this one was (`chosen`), goes onto the card."""
         from counterplay.finetune.gates.near import NearTies
         from counterplay.finetune.splits import SplitBy
-        from counterplay.finetune.write import write_dataset
+        from counterplay.finetune.write import check_writing, write_dataset
 
         shared = self.shared
         near, by = shared.get("near_duplicates", SIMILARITY), shared.get("split_by") or ("task", "session")
         for name in by:
             _one_of("--split-by", name, get_args(SplitBy))
         held_out = shared.get("held_out_file")
+        gates, split = self.gates(near), _split(shared.get("held_out", 0.0))
+        how: dict[str, Any] = {
+            "tokenizer": _tokenizer(shared.get("tokenizer")),
+            "max_length": shared.get("max_length"),
+            "split": split,
+            "formats": cast("Sequence[Format]", shared.get("formats") or ("parquet", "jsonl")),
+        }
+        check_writing(self.out, **how)
+        if self.store is None:
+            raise _CheckedError
         told = {name: shared.get(name) for name in ("algorithms", "agent", "look_for", "per_task", "per_tool")}
+        jobs = list(dict.fromkeys(self.store.job(job).name for job in shared.get("jobs", ()))) or None
         return write_dataset(
             made,
             self.out,
-            tokenizer=_tokenizer(shared.get("tokenizer")),
-            max_length=shared.get("max_length"),
-            split=_split(shared.get("held_out", 0.0)),
+            **how,
             seed=shared.get("seed", 0),
-            formats=cast("Sequence[Format]", shared.get("formats") or ("parquet", "jsonl")),
             licence=shared.get("licence", "unknown"),
-            gates=self.gates(near),
+            gates=gates,
             by=cast("Sequence[SplitBy]", by),
             ties=NearTies(),
             traces=self.units.sources(),
-            settings={**chosen, "min_grade": self.grade.name.lower(), **told, "held_out_file": held_out and Path(held_out).name},
+            settings={
+                **chosen,
+                "min_grade": self.grade.name.lower(),
+                **told,
+                "jobs": jobs,
+                "held_out_file": held_out and Path(held_out).name,
+            },
         )
 
 
@@ -188,7 +220,7 @@ def export_sft(
     min_score: float = 1.0,
     tau: float = 0.9,
     weights: str = "none",
-    **shared: Unpack[Shared],
+    **shared: Unpack[Told],
 ) -> DatasetReport:
     """Successful trajectories: `logged` ones, `searched` ones, or both, cut into rows in one of the ways of `SFT_ROWS`.
 
@@ -226,7 +258,7 @@ def export_dpo(
     source: str = "both",
     tau: float = 0.9,
     min_score: float = 1.0,
-    **shared: Unpack[Shared],
+    **shared: Unpack[Told],
 ) -> DatasetReport:
     """Preference pairs of one of the kinds of `PAIRS`, from every tree in the store and, where whole branches are compared, from the
     logged runs of each task (`source` logged, searched or both). Raises UserError where no pair is left.
@@ -244,7 +276,7 @@ def export_reward(
     source: str = "both",
     tau: float = 0.9,
     min_score: float = 1.0,
-    **shared: Unpack[Shared],
+    **shared: Unpack[Told],
 ) -> DatasetReport:
     """Pairs with margins for a reward model, step-level or by the outcome of whole branches. Raises UserError where no pair is left."""
     from counterplay.finetune.reward import reward_rows
@@ -264,7 +296,7 @@ def export_kto(
     tau: float = 0.9,
     threshold: float | None = None,
     min_score: float = 1.0,
-    **shared: Unpack[Shared],
+    **shared: Unpack[Told],
 ) -> DatasetReport:
     """Answers that are desirable or not: single actions of searches (`step`), or everything from the fork, or the beginning of a log,
     to the end (`trajectory`, of `source`).
@@ -275,6 +307,7 @@ def export_kto(
     from counterplay.finetune.settling import settled
 
     _one_of("--rows", rows, ("step", "trajectory"))
+    _one_of("--source", source, SOURCES)
     _check_tau(tau)
     export = _Export(store, out, shared)
     grade = export.grade
@@ -288,7 +321,7 @@ def export_kto(
 
 
 def export_grpo(
-    store: Store, out: Path, *, source: str = "both", low: float = 0.1, high: float = 0.9, **shared: Unpack[Shared]
+    store: Store, out: Path, *, source: str = "both", low: float = 0.1, high: float = 0.9, **shared: Unpack[Told]
 ) -> DatasetReport:
     """Prompts to play on from: where logged tasks begin, and searched states from which `low` to `high` of the lines succeeded.
 
@@ -314,15 +347,25 @@ def export_grpo(
     return export.write(rows(), source=source, low=low, high=high)
 
 
-def export_prm(store: Store, out: Path, *, labels: str = "mc-soft", hard: float | None = None, **shared: Unpack[Shared]) -> DatasetReport:
+def export_prm(store: Store, out: Path, *, labels: str = "mc-soft", hard: float | None = None, **shared: Unpack[Told]) -> DatasetReport:
     """The steps of searches with labels of one of the ways of `finetune.labels.write.LABELS`. Raises UserError where there is none."""
-    from counterplay.finetune.labels.write import no_label
+    from counterplay.finetune.labels.write import LABELS, no_label
     from counterplay.finetune.prm_rows import prm_candidates
 
+    _one_of("--labels", labels, LABELS)
     export = _Export(store, out, shared)
     grade = export.grade
     made = (prm_candidates(unit.trees, labels=labels, hard=hard, min_grade=grade) for unit in export.searches())
     return export.write(or_else(made, partial(no_label, labels)), labels=labels, hard=hard)
+
+
+def check(kind: str, out: Path, **options: Any) -> None:
+    """Raises UserError where `export_<kind>` of these options can't write into `out`, whatever is in the store.
+
+    It is the export itself, as far as the point at which it begins to read: the files that the options name are read here.
+    """
+    with suppress(_CheckedError):
+        globals()[f"export_{kind}"](None, out, **options)
 
 
 def or_else(made: Iterable[Harvest[AnyRow]], error: Callable[[Collection[str]], UserError]) -> Iterator[Harvest[AnyRow]]:
@@ -355,10 +398,11 @@ def trees(store: Store, traces: Sequence[Trace], algorithms: Sequence[str] | Non
     from counterplay.finetune.rows import SourcedTree
 
     by_id = {trace.id: trace for trace in traces}
-    wanted = [row.id for row in wanted_searches(store, algorithms) if row.trace in by_id]
+    held = store.searches(traces=by_id)
+    wanted = sorted((row.trace or "", row.algorithm, row.id) for row in finished(held, algorithms))
     if not wanted:
-        raise no_search(store, algorithms, sum(not row.stopped and row.trace in by_id for row in store.every_search()))
-    return [SourcedTree.of(record, [by_id[record.trace or ""]]) for record in store.load_searches(wanted)]
+        raise no_search(store, algorithms, sum(not row.stopped for row in held))
+    return [SourcedTree.of(record, [by_id[record.trace or ""]]) for record in store.load_searches(name for _, _, name in wanted)]
 
 
 def _one_of(option: str, got: str, known: Sequence[str] | Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
@@ -91,7 +91,7 @@ def ingest(
     reading = Reading(check_paths(files), format, door, processes)
     reports = [_ingest_postgres(dsn, store, door, on_item) for dsn in databases]
     if files:
-        reports.append(store.ingest(_watched(reading, on_item)))
+        reports.append(replace(store.ingest(_watched(reading, on_item)), files_read=len(files)))
         store.count_redactions(reading.redacted)
     planned = [tree_of(root, door, format=format, again=bool(again), together=together) for root in trees]
     reports += [ingest_tree(tree, store, door, processes=processes, on_item=on_item, on_note=on_note) for tree in planned]

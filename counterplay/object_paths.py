@@ -295,7 +295,7 @@ class _Version:
                 raise _GoneError(f"{uri} {GONE}") from error
 
         try:
-            return tried(once, uri)
+            return tried(once, self._remote.location)
         except SourceError as error:
             raise OSError(f"{uri} {UNREAD}: {error.got}") from error
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 from counterplay.core.errors import CounterplayError, UserError
@@ -16,6 +17,8 @@ from counterplay.replay.world import World
 
 EnvironmentOf = Callable[[Trace], Environment]
 WorldOf = Callable[[Any], World | Awaitable[World]]
+_BY_NAME = ("openai", "batch", "transformers")
+_MODELS = ("prm", "implicit-prm")
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Asked:
     `max_steps` None leaves the length of branches to the search (twice the log, for those that fork it).
     `price` is US dollars per million input and output tokens; None is unknown, and a limit in dollars is then refused.
     `simulator` answers what the recordings do not hold; empty: nothing is simulated. `comparable` maps texts of logs and of live
-    actions before they are matched, as the store's redaction does; None compares them as they are.
+    actions before they are matched, as the store's redaction does; None compares them as they are. `timeout_s` is how long a server of
+    the policy may take for an answer before it is asked again; None is the policy's own default.
     """
 
     policy: str = ""
@@ -41,6 +45,7 @@ class Asked:
     extra_body: Mapping[str, Any] | None = None
     simulator: str = ""
     comparable: Callable[[str], str] | None = None
+    timeout_s: float | None = None
 
     @property
     def local(self) -> bool:
@@ -67,7 +72,37 @@ class Asked:
             trajectories=[trace.trajectory for trace in traces],
             price=None if self.price is None else Price(*self.price),
             extra_body=self.extra_body,
+            timeout_s=self.timeout_s,
         )
+
+    def check_environment(self) -> None:
+        """Raises UserError where it, or what simulates, can't be made."""
+        self.make_environment([])
+
+    def check_verifiers(self) -> None:
+        """Raises UserError where one can't be made. Models are looked for, not loaded."""
+        from counterplay.verifiers.registry import load
+
+        for spec in self.verifiers:
+            kind, _, rest = spec.partition(":")
+            if kind not in _MODELS:
+                load(spec)
+            elif missing := next((name for name in rest.split(",") if not Path(name).is_dir()), None):
+                raise UserError(f"got verifier {spec!r}, and {missing} is no folder", "the folder of a model")
+
+    def check_policy(self) -> None:
+        """Raises UserError where it can't be made. A model is looked for, not loaded; a server is not asked, and nothing is written."""
+        kind, _, rest = self.policy.partition(":")
+        folder, _, model = rest.partition(":")
+        if kind == "transformers" and rest:
+            if not Path(rest).is_dir():
+                raise UserError(f"got policy {self.policy!r}, and {rest} is no folder", "the folder of a model")
+        elif kind == "batch" and folder and model:
+            replace(self, policy=f"openai:{model}").make_policy()  # asks the same, and makes no folder
+        elif kind not in _BY_NAME and ":" in self.policy:
+            resolve(self.policy, "policy")
+        else:
+            self.make_policy()
 
     def make_verifier(self) -> Verifier:
         """One verifier: the named ones, all of which must be content; the logged or played outcome where none was named."""

@@ -112,6 +112,7 @@ async def scale(
     max_steps: int = 100,
     concurrency: int = 512,
     pace: Pace | None = None,
+    timeout_s: float | None = None,
 ) -> Scaling:
     """Success of every policy (specs by name) at every budget of `course`. `temperature` None is 1.
 
@@ -128,7 +129,7 @@ async def scale(
     verifier = Asked(verifiers=course.verifiers).make_verifier()
     for name, spec in policies.items():
         heat = 1.0 if temperature is None else temperature
-        asked = Asked(spec, environment, (), base_url, heat, max_tokens, seed, max_steps)
+        asked = Asked(spec, environment, (), base_url, heat, max_tokens, seed, max_steps, timeout_s=timeout_s)
         async with closing(asked.make_policy(concurrency=pace.requests)) as policy:
             with pace.kept(local=asked.local):
                 play = _Play(name, policy, factory, verifier, max_steps, concurrency)

@@ -250,10 +250,10 @@ class _Prefix:
             with file.open("rb") as stream:
                 self._send(name, iter(lambda: stream.read(_PIECE_BYTES), b""))
 
-        tried(send, self._location.inside(name).uri)
+        tried(send, self._location.inside(name))
 
     def write(self, name: str, data: bytes) -> None:
-        tried(lambda: self._send(name, iter([data])), self._location.inside(name).uri)
+        tried(lambda: self._send(name, iter([data])), self._location.inside(name))
 
     def read(self, name: str) -> bytes | None:
         place = self._location.inside(name)
@@ -265,7 +265,7 @@ class _Prefix:
             except FileNotFoundError:
                 return None
 
-        return tried(get, place.uri)
+        return tried(get, place)
 
     def remove(self, name: str) -> None:
         place = self._location.inside(name)
@@ -276,7 +276,7 @@ class _Prefix:
             except FileNotFoundError:
                 return
 
-        tried(delete, place.uri)
+        tried(delete, place)
 
     def _send(self, name: str, pieces: Iterator[bytes]) -> None:
         place = self._location.inside(name)

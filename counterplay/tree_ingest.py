@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from counterplay.core.canonical import content_key
-from counterplay.core.errors import SourceError
+from counterplay.core.errors import SourceError, UserError
 from counterplay.core.nouns import Trace
 from counterplay.incremental import Tree, check_together
 from counterplay.objects import Location
@@ -24,9 +24,17 @@ _PASSES = 3
 
 def tree_of(root: Path | Location, door: Door, *, format: str, again: bool, together: str | None) -> Tree:  # noqa: A002
     """How a folder or prefix is to be read. What is asked of the door is part of it: asked otherwise, everything is read again."""
-    effects = "" if door.effects is None else door.effects.read_text(encoding="utf-8")
+    effects = "" if door.effects is None else _text_of(door.effects)
     how = content_key("read", format, effects, repr(door.rules))
     return Tree(root, format, check_together(together, root), again, how)
+
+
+def _text_of(table: Path) -> str:
+    try:
+        return table.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = (error.strerror or str(error)) if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise UserError(f"got the table of effects {table}, which can't be read: {why}", "a TOML file") from None
 
 
 def ingest_tree(
@@ -51,7 +59,8 @@ def ingest_tree(
             reading = Reading((), tree.format, door, processes, planned=(chunk.units, chunk.rejected))
             report = store.ingest(chunk.items(_noted(reading, tasks, on_item)), watermarks=chunk.marks)
             store.count_redactions(reading.redacted)
-            reports.append(replace(report, files_unchanged=0 if number else chunk.unchanged))
+            read = sum(len(part.files) for part in chunk.parts) + len(chunk.passed)
+            reports.append(replace(report, files_unchanged=0 if number else chunk.unchanged, files_read=read))
             unread += chunk.unread
             on_note(f"{sum(report.files_unchanged for report in reports)} files unchanged")
         if not unread:

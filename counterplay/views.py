@@ -71,12 +71,12 @@ def _figures(stats: Stats, problems: Sequence[Problem] | None) -> dict[str, Any]
         "model calls": stats.calls,
         "tokens": f"{stats.input_tokens:,} in, {stats.output_tokens:,} out",
         "cost": "not known" if stats.cost_usd is None else f"{stats.cost_usd:,.2f} US dollars",
-        "messages": f"{stats.messages:,}, of which {stats.nodes:,} differ",
+        "messages": f"{stats.messages:,}, {_kept(stats)}",
         "text": f"{_size(stats.content_bytes)} held once, {_size(stats.logged_bytes)} in logs with whole prompts",
         "file": _size(stats.file_bytes),
     }
     optional = {
-        "searches": stats.searches and f"{stats.searches:,} with {stats.search_nodes:,} nodes, {stats.counterfactuals:,} finished branches",
+        "searches": stats.searches and _searched(stats),
         "grades": _counts(stats.grades) if set(stats.grades) - {"exact"} else "",
         "verifier opinions": stats.scores,
         "journal": stats.journal and f"{stats.journal:,} answers",
@@ -88,6 +88,19 @@ def _figures(stats: Stats, problems: Sequence[Problem] | None) -> dict[str, Any]
     if problems is not None:
         figures["verified"] = "yes, all is as it was written" if not problems else f"no: {len(problems):,} problems"
     return figures
+
+
+def _kept(stats: Stats) -> str:
+    """How many messages are held once: beside those of the traces those of their older revisions and of searches."""
+    others = ["older revisions"] * (stats.revisions > stats.traces) + ["searches"] * (stats.searches > 0)
+    if not others:
+        return f"of which {stats.nodes:,} differ"
+    return f"and {stats.nodes:,} different ones held, those of {' and '.join(others)} among them"
+
+
+def _searched(stats: Stats) -> str:
+    """A search of logged runs alone (stitch) has finished branches too, but none that is not in a log."""
+    return f"{stats.searches:,} with {stats.search_nodes:,} nodes; {stats.counterfactuals:,} finished branches that are in no log"
 
 
 def _given(row: Held) -> tuple[str, ...]:

@@ -70,12 +70,7 @@ def write_dataset(
     holds something else, and where it can't be written.
     """
     target = Path(folder)
-    _check_target(target)
-    if max_length is not None and tokenizer is None:
-        raise UserError(f"got max_length {max_length} without a tokenizer", "the tokenizer whose tokens it counts")
-    _check_formats(formats)
-    if not split or min(split.values()) < 0 or sum(split.values()) <= 0:
-        raise UserError(f"got split {dict(split)}", "shares that are not negative")
+    check_writing(target, tokenizer=tokenizer, max_length=max_length, split=split, formats=formats)
     maker = RecordMaker(tokenizer=tokenizer, max_length=max_length)
     with _on_disk(target):
         incoming = Incoming(beside(target), maker, gates, ties if len(split) > 1 else None)
@@ -112,6 +107,18 @@ def write_dataset(
             (fresh / "README.md").write_text(card(report), **escaped)
             (fresh / MANIFEST).write_text(json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n", **escaped)
     return report
+
+
+def check_writing(target: Path, *, tokenizer: Any, max_length: int | None, split: Mapping[str, float], formats: Sequence[Format]) -> None:
+    """Raises UserError where `write_dataset` could not write there, or not so, whatever the rows."""
+    _check_target(target)
+    if max_length is not None and max_length < 1:
+        raise UserError(f"got max_length {max_length}", "at least 1, or none for no limit")
+    if max_length is not None and tokenizer is None:
+        raise UserError(f"got max_length {max_length} without a tokenizer", "the tokenizer whose tokens it counts")
+    _check_formats(formats)
+    if not split or min(split.values()) < 0 or sum(split.values()) <= 0:
+        raise UserError(f"got split {dict(split)}", "shares that are not negative")
 
 
 def _harvests(rows: Harvest[AnyRow] | Sequence[AnyRow] | Iterator[Harvest[AnyRow]]) -> Iterable[Harvest[AnyRow]]:

@@ -50,7 +50,7 @@ class OpenAIBatchPolicy(OpenAIPolicy):
         every_s: float = 60.0,
         **options: Any,
     ) -> None:
-        super().__init__(model, base_url=base_url or "offline", api_key=api_key, **options)
+        super().__init__(model, base_url=base_url or "http://offline", api_key=api_key, **options)
         self.batch, self.every_s = BatchFolder(folder), every_s
         self._ignored = self.batch.folder / _IGNORED
         if self._ignored.exists() and self._honours_n is None:

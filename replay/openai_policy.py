@@ -25,7 +25,7 @@ from counterplay.replay.fork import request_messages, request_tools
 from counterplay.replay.health import Health
 from counterplay.replay.openai_answers import Answer, NoAnswerError, Price, proposals_of, read_answer, usage_in
 from counterplay.replay.openai_pools import Pools
-from counterplay.replay.openai_sending import Sender, out_of_credit
+from counterplay.replay.openai_sending import Sender, can_be_sent, out_of_credit, was_sent
 from counterplay.replay.openai_tally import Tally
 from counterplay.replay.routing import Attempt, Router, Server
 from counterplay.replay.siblings import sibling_priors
@@ -36,6 +36,19 @@ if TYPE_CHECKING:
 _BYTES_A_TOKEN = 4  # about, in requests as providers count them against their rates
 _TEMPLATE_TOKENS = 512  # what a server's chat template may add to a prompt beyond its bytes
 _BETWEEN = re.compile(r"\s*,\s*(?=https?://)|\s+")
+_OWN_FIELDS = {
+    "model": "Name the model in openai:MODEL.",
+    "messages": "They are the trace's.",
+    "tools": "They are the trace's.",
+    "stream": "Answers are read whole.",
+    "n": "How many draws there are is the search's option, such as n or num_actions.",
+    "seed": "Give it as seed: [job] seed in a job, --seed on the command line.",
+    "max_tokens": "Give it as max_tokens: [policy] max_tokens in a job, --max-tokens on the command line.",
+    "temperature": "Give it as temperature: [policy] temperature in a job, --temperature on the command line.",
+    "logprobs": "OpenAIPolicy(logprobs=True) asks for them.",
+}
+"""Fields that the policy sets or budgets by, and what says them instead."""
+_ADDRESS = re.compile(r"https?://\S", re.IGNORECASE)
 
 
 def sampling_for_transformers_serve(temperature: float = 1.0, top_p: float = 1.0, max_new_tokens: int = 1024) -> dict[str, str]:
@@ -59,7 +72,8 @@ class OpenAIPolicy:
     more than it is found to bear (`replay/adaptive.py`). A request is repeated up to `retries` times on 408, 409, 5xx, timeouts
     (`timeout_s`), lost connections and answers that can't be read, more often where a server is busy (`routing.Router`). `prices` maps
     model names to `Price`; without one, cost is None. `n_support` says whether the server honours `n`: `auto` tries and remembers.
-    `logprobs` asks for log-probabilities, until the server shows that it gives none. `extra_body` holds further fields of the request.
+    `logprobs` asks for log-probabilities, until the server shows that it gives none. `extra_body` holds further fields of the request,
+    none that the policy sends itself.
     `parse_text_calls` reads `<tool_call>` text as tool calls where a server has not. `send_reasoning` says whether the agent sends
     the reasoning of earlier steps back, as it was logged. `http_client` is an `httpx2.AsyncClient` of
     your own, for one event loop. Where a search is under a limiter, every request takes a turn of it.
@@ -96,6 +110,9 @@ class OpenAIPolicy:
             raise UserError(f"got policy openai:{model} without a key", "OPENAI_API_KEY or a base_url", "Set one of them.")
         if concurrency < 1 or retries < 0 or not timeout_s > 0:
             raise UserError(f"got concurrency {concurrency}, retries {retries}, timeout_s {timeout_s}", "at least 1, 0 and more than 0")
+        own = next((name for name in extra_body or {} if name in _OWN_FIELDS), None)
+        if own is not None:
+            raise UserError(f"got {own!r} in extra_body", "fields that the policy does not send itself", _OWN_FIELDS[own])
         self.model, self.base_url, self.name = model, base_url, model
         self.max_tokens, self.seed, self.concurrency = max_tokens, seed, concurrency
         self.retries, self.timeout_s, self.parse_text_calls = retries, timeout_s, parse_text_calls
@@ -289,7 +306,14 @@ class OpenAIPolicy:
             return error
         if isinstance(error, TimeoutError):
             got = f"{server} did not answer within {self.timeout_s:g} s, {self.retries + 1} times"
-            return PolicyError(got, "an answer", "Give a larger timeout_s, or lower the concurrency.")
+            do = "Allow for more ([pace] timeout_s in a job, --timeout-s, timeout_s in Python), or have fewer requests in flight."
+            return PolicyError(got, "an answer", do)
+        if error is not None and not can_be_sent(error):  # what it says may hold the key
+            got = f"no request can be sent to {server} ({type(error).__name__})"
+            return UserError(got, "an address with http:// or https://, and a key of one line", "Check base_url and OPENAI_API_KEY.")
+        if error is not None and was_sent(error):
+            do = "Look at the server's own log, or lower the concurrency."
+            return PolicyError(f"{server} broke off the connection {self.retries + 1} times ({error})", "an answer", do)
         got = f"{server} can't be reached ({error})"
         return PolicyError(got, "an OpenAI-compatible server", "Check base_url, and that the server runs.")
 
@@ -329,9 +353,19 @@ class OpenAIPolicy:
 
 
 def addresses(base_url: str | Sequence[str] | None) -> tuple[str, ...]:
-    """The addresses in a text with commas between them, or as they are given, each once; none where there is none."""
+    """The addresses in a text with commas between them, or as they are given, each once; none where there is none.
+
+    Raises UserError where one is no address of HTTP.
+    """
     given = _BETWEEN.split(base_url) if isinstance(base_url, str) else base_url or ()
-    return tuple(dict.fromkeys(address.strip() for address in given if address.strip()))
+    found = tuple(dict.fromkeys(address.strip() for address in given if address.strip()))
+    for address in found:
+        if not _ADDRESS.match(address):
+            shown = address.rpartition("@")[2]
+            raise UserError(
+                f"got the server {shown!r}", "an address with http:// or https://", f"Write http://{shown.rpartition('://')[2]}"
+            )
+    return found
 
 
 def _pools() -> Pools:

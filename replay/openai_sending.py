@@ -35,7 +35,8 @@ class Sender:
         known = {**client.default_headers, **client.auth_headers, "Content-Type": "application/json", "Accept": "application/json"}
         self.headers = http.headers.copy()
         self.headers.update({name: value for name, value in known.items() if isinstance(value, str)})
-        self.extensions = {"timeout": httpx2.Timeout(timeout_s).as_dict()}
+        # Connecting ends before the whole does, so that a server that was never reached can be told from one that does not answer.
+        self.extensions = {"timeout": httpx2.Timeout(timeout_s, connect=timeout_s / 2).as_dict()}
 
     async def send(self, body: bytes, attempt: int = 0) -> httpx2.Response:
         """The answer, of whatever status, read to its end within `timeout_s`, however slowly it comes.
@@ -69,6 +70,22 @@ def repeatable(response: httpx2.Response) -> bool:
     if said in ("true", "false"):
         return bool(said == "true")
     return (response.status_code in (408, 409, 429) or response.status_code >= 500) and not out_of_credit(response)
+
+
+def was_sent(error: BaseException) -> bool:
+    """Whether a request that ended in this error may have come to the server; not one that found no connection, or was none."""
+    import httpx2
+
+    said = error.__cause__ if isinstance(error, TimeoutError) else error
+    unreached = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
+    return not isinstance(said, unreached) and can_be_sent(error)
+
+
+def can_be_sent(error: BaseException) -> bool:
+    """Whether the request of this error is one at all: an address without http://, or a key that is no header, never comes to be."""
+    import httpx2
+
+    return not isinstance(error, httpx2.UnsupportedProtocol | httpx2.LocalProtocolError)
 
 
 def busy(status: int) -> bool:

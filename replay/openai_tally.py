@@ -16,7 +16,8 @@ class Tally:
 
     `unusable` counts answers (status 200) that could not be read, and were asked for again: a server that answers has computed, and
     bills. `wasted_tokens` is what such answers said they used, input and output; a torn one says nothing. `lost` counts requests that were
-    sent and had no answer (timeouts, broken connections): whether those are billed only the server knows.
+    sent and had no answer (timeouts, broken connections): whether those are billed only the server knows. A request that found no
+    connection was not sent, and is only repeated or failed.
     """
 
     calls: int = 0

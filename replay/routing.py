@@ -23,7 +23,7 @@ from counterplay.core.turns import turns
 from counterplay.replay.adaptive import Begun, Concurrency, Sign, share_of
 from counterplay.replay.health import Health
 from counterplay.replay.openai_answers import NoAnswerError
-from counterplay.replay.openai_sending import Sender, backoff_s, busy, repeatable, retry_after_s
+from counterplay.replay.openai_sending import Sender, backoff_s, busy, can_be_sent, repeatable, retry_after_s, was_sent
 from counterplay.replay.openai_tally import Tally
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class Router:
             return Attempt(server, sign, None, None, error)
         except (TimeoutError, httpx2.RequestError) as error:
             sign, well = Sign.SLOW if isinstance(error, TimeoutError) else Sign.NONE, False
-            self.tally.lost += not isinstance(error, httpx2.ConnectError)
+            self.tally.lost += was_sent(error)
             return Attempt(server, sign, None, None, error)
         finally:
             self._give_back(leave, sign, well=well)
@@ -295,6 +295,8 @@ def rank(key: str, url: str) -> int:
 def _worth_repeating(attempt: Attempt[T]) -> bool:
     if attempt.response is not None:
         return repeatable(attempt.response)
+    if attempt.error is not None and not can_be_sent(attempt.error):
+        return False
     return not isinstance(attempt.error, NoAnswerError) or attempt.error.status in (408, 409, 429) or attempt.error.status >= 500
 
 

@@ -11,6 +11,7 @@ from counterplay.core.budget import Budget
 from counterplay.core.nouns import State
 from counterplay.core.protocols import Environment, Policy, Verifier
 from counterplay.search.aggregate import aggregate
+from counterplay.search.bounds import check_bounds
 from counterplay.search.engine import Engine, OnWave
 from counterplay.search.rollout import advance
 from counterplay.search.tree import Node, SearchTree
@@ -38,6 +39,7 @@ async def beam(
     is one evaluation: N += 1, W += score up to the root.
     """
     config = {"width": width, "num_actions": num_actions, "aggregation": aggregation, "max_steps": max_steps, "seed": seed}
+    check_bounds({"width": width, "num_actions": num_actions})
     tree = SearchTree.start(state, "beam", config)
     aggregate([], aggregation)
     engine = Engine(policy, environment, verifier, budget, concurrency=concurrency, max_steps=max_steps, on_wave=on_wave)

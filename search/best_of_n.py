@@ -9,6 +9,7 @@ from __future__ import annotations
 from counterplay.core.budget import Budget
 from counterplay.core.nouns import State
 from counterplay.core.protocols import Environment, Policy, Verifier
+from counterplay.search.bounds import check_bounds
 from counterplay.search.engine import Engine, OnWave
 from counterplay.search.rollout import play_out, score_lines
 from counterplay.search.tree import Node, SearchTree
@@ -31,6 +32,7 @@ async def best_of_n(
 
     Lines that begin alike share nodes: N of a node is the number of lines through it, W the sum of their scores.
     """
+    check_bounds({"n": n})
     tree = SearchTree.start(state, "best_of_n", {"n": n, "max_steps": max_steps, "seed": seed})
     engine = Engine(policy, environment, verifier, budget, concurrency=concurrency, max_steps=max_steps, on_wave=on_wave)
     ends = await play_out(engine, tree, [tree.root] * n)

@@ -242,8 +242,7 @@ class Engine:
         admitted: list[tuple[Node, int]] = []
         amounts = {"model_calls": 0}
         for node, wanted in wave:
-            fitting = (n for n in range(wanted, 0, -1) if self.budget.lacking(**self._priced(node, n, amounts)) is None)
-            n = next(fitting, 0)
+            n = self._fitting(node, wanted, amounts)
             if n:
                 admitted.append((node, n))
                 amounts = self._priced(node, n, amounts)
@@ -251,6 +250,17 @@ class Engine:
                 break
         reservation = self._reserve(**amounts) if admitted else None
         return (admitted, reservation) if reservation else ([], Reservation(self.budget, {}))
+
+    def _fitting(self, node: Node, wanted: int, beside: dict[str, float]) -> int:
+        """The most draws, up to `wanted`, that fit beside these amounts: found by halving, for `wanted` may be anything."""
+        least, most = 0, wanted
+        while least < most:
+            n = (least + most + 1) // 2
+            if self.budget.lacking(**self._priced(node, n, beside)) is None:
+                least = n
+            else:
+                most = n - 1
+        return least
 
     def _reserve(self, **amounts: float) -> Reservation | None:
         """A reservation; None, and the engine is exhausted, where it does not fit."""

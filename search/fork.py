@@ -13,6 +13,7 @@ from counterplay.core.budget import Budget
 from counterplay.core.errors import UserError
 from counterplay.core.nouns import State
 from counterplay.core.protocols import Environment, Policy, Verifier
+from counterplay.search.bounds import check_bounds
 from counterplay.search.branching import Strategy, choose
 from counterplay.search.engine import Engine, OnWave
 from counterplay.search.logged import LoggedPath, horizon, logged_path, score_log
@@ -50,6 +51,7 @@ async def fork_best_of_n(
     task) have been, "every" even distances; all fall back on the last. `max_steps` counts from the prompt; None is twice the log, at
     least 20.
     """
+    check_bounds({"n": n, "num_pivots": num_pivots, "rollouts_per_alternative": rollouts_per_alternative})
     limit = horizon(state, max_steps)
     config = {
         "n": n,

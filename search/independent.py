@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from counterplay.core.budget import Budget
 from counterplay.core.nouns import Proposal, State, Step
 from counterplay.core.protocols import Environment, Policy, Verifier
+from counterplay.search.bounds import check_bounds
 from counterplay.search.engine import Engine, OnWave
 from counterplay.search.rollout import score_lines
 from counterplay.search.tree import Node, SearchTree
@@ -36,6 +37,7 @@ async def independent(
     actions and answers to the byte, are one path in the tree: N of a node is the number of lines through it, W the sum of their
     scores. Siblings may therefore do the same, where their call ids or what followed differ.
     """
+    check_bounds({"n": n})
     tree = SearchTree.start(state, "independent", {"n": n, "max_steps": max_steps, "seed": seed})
     engine = Engine(policy, environment, verifier, budget, concurrency=concurrency, max_steps=max_steps, on_wave=on_wave)
     ends = [tree.root] * n

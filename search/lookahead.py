@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from counterplay.core.budget import Budget
 from counterplay.core.nouns import State, Step
 from counterplay.core.protocols import Environment, Policy, Verifier
+from counterplay.search.bounds import check_bounds
 from counterplay.search.draws import Draw, FailedProposal, merge
 from counterplay.search.engine import Engine, OnWave
 from counterplay.search.rollout import score_lines
@@ -36,6 +37,7 @@ async def lookahead(
     The actions that were passed over are leaves without observations, not finished, and were never executed. Each scored action
     is one evaluation of itself: N += 1, W += Q. The end of the line is scored as the line it is: N += 1, W += score up to the root.
     """
+    check_bounds({"num_actions": num_actions})
     tree = SearchTree.start(state, "lookahead", {"num_actions": num_actions, "max_steps": max_steps, "seed": seed})
     engine = Engine(policy, environment, verifier, budget, concurrency=concurrency, max_steps=max_steps, on_wave=on_wave)
     node = tree.root

@@ -14,6 +14,7 @@ from counterplay.search.archive import archive
 from counterplay.search.beam import beam
 from counterplay.search.best_first import best_first
 from counterplay.search.best_of_n import best_of_n
+from counterplay.search.bounds import check_bounds
 from counterplay.search.dvts import dvts
 from counterplay.search.fork import fork_best_of_n
 from counterplay.search.gumbel import gumbel
@@ -106,7 +107,7 @@ def find(name: str) -> SearchFunction:
 
 
 def parse_options(search: Callable[..., Any], given: Mapping[str, str]) -> dict[str, Any]:
-    """Options written as text, such as {"n": "8", "pivots": "3,7"}, as values. Raises UserError on an unknown name or type."""
+    """Options written as text, such as {"n": "8", "pivots": "3,7"}, as values. Raises UserError where one can't be."""
     known = options(search)
     parsed = {}
     for name, text in given.items():
@@ -116,6 +117,7 @@ def parse_options(search: Callable[..., Any], given: Mapping[str, str]) -> dict[
             parsed[name] = _parse(known[name].hint, text.strip())
         except ValueError:
             raise UserError(f"got option {name}={text!r}", known[name].kind) from None
+    check_bounds(parsed)
     return parsed
 
 
@@ -152,6 +154,10 @@ def _parse(hint: Any, text: str) -> Any:
         return text
     if origin is not None and issubclass(origin, Sequence):
         return [_parse(arguments[0], part.strip()) for part in text.split(",") if part.strip()]
+    if hint is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(text)
+        return text.lower() == "true"
     if hint in (int, float, str):
         return hint(text)
     raise ValueError(text)

@@ -11,6 +11,7 @@ from counterplay.core.budget import Budget
 from counterplay.core.errors import UserError
 from counterplay.core.nouns import Proposal, State, Step, Trajectory
 from counterplay.core.protocols import Environment, Policy, Verifier
+from counterplay.search.bounds import check_bounds
 from counterplay.search.draws import merge
 from counterplay.search.engine import Engine, OnWave
 from counterplay.search.tree import Node, SearchTree
@@ -54,6 +55,7 @@ async def greedy(
     Without priors from the policy this is a vote on the signature of the tool calls (self-consistency, Wang et al. 2023).
     Only the elected action is executed.
     """
+    check_bounds({"num_samples": num_samples})
     tree = SearchTree.start(state, "greedy", {"num_samples": num_samples, "max_steps": max_steps, "seed": seed})
     engine = Engine(policy, environment, verifier, budget, concurrency=concurrency, max_steps=max_steps, on_wave=on_wave)
     node = tree.root

@@ -14,19 +14,9 @@ from counterplay.core.errors import UserError
 if TYPE_CHECKING:
     from counterplay.core.store import Costs, Spent
 
-_COLUMNS = (
-    "",
-    "paid calls",
-    "tokens in",
-    "cached",
-    "out",
-    "usd",
-    "not paid again",
-    "usd saved",
-    "logged calls",
-    "logged usd",
-    "paid / logged",
-)
+_PAID = ("paid calls", "tokens in", "cached", "out", "usd")
+_BESIDE = ("not paid again", "usd saved", "logged calls", "logged usd", "paid / logged")
+_OF_JOBS = "Logged are a job's own traces; in the whole store, all traces. What several jobs share is paid by one of them."
 
 
 @app.command("costs")
@@ -56,29 +46,27 @@ def _plain(line: Costs) -> dict[str, Any]:
 
 
 def _shown(by: str, lines: list[Costs], whole: list[Costs]) -> list[Any]:
-    rows = [_row(line, line.key or "(not said)") for line in lines]
-    rows += [_row(line, "all") for line in whole]
-    shown: list[Any] = [console.table(f"costs by {by}", [by, *_COLUMNS[1:]], rows)]
+    all_ = "whole store" if by == "job" else "all"
+    named = [(line.key or "(not said)", line) for line in lines] + [(all_, line) for line in whole]
+    shown: list[Any] = [
+        console.table(f"paid, by {by}", [by, *_PAID], [(key, *_paid(line)) for key, line in named]),
+        console.table("saved, and what the agent itself had cost", [by, *_BESIDE], [(key, *_beside(line)) for key, line in named]),
+    ]
     if by == "job":
+        shown.append(_OF_JOBS)
         of = [(line.key, line.budget or "none", _used(line.charged), _wasted(line)) for line in lines]
         shown.append(console.table("against budgets", ["job", "budget", "charged", "paid for nothing"], of))
     return shown
 
 
-def _row(line: Costs, key: str) -> tuple[Any, ...]:
-    paid, logged = line.paid, line.logged
-    tokens = paid.input_tokens, paid.cached_tokens, paid.output_tokens
-    return (
-        key,
-        _whole(paid.calls),
-        *tokens,
-        paid.usd,
-        _whole(line.reused_calls),
-        line.reused_usd,
-        _whole(logged.calls),
-        logged.usd,
-        line.relative,
-    )
+def _paid(line: Costs) -> tuple[Any, ...]:
+    paid = line.paid
+    return _whole(paid.calls), paid.input_tokens, paid.cached_tokens, paid.output_tokens, paid.usd
+
+
+def _beside(line: Costs) -> tuple[Any, ...]:
+    logged = line.logged
+    return _whole(line.reused_calls), line.reused_usd, _whole(logged.calls), logged.usd, line.relative
 
 
 def _whole(amount: float | None) -> int | None:

@@ -73,8 +73,10 @@ def _print_start(*, schema: bool) -> None:
 
 def _estimated(job: Job, *, as_json: bool) -> None:
     from counterplay.jobs import dry, shown
+    from counterplay.jobs.stopping import Interrupts
 
-    found = dry.estimated(job)
+    with Interrupts().heard():
+        found = dry.estimated(job)
     console.emit(found, as_json=as_json, human=shown.estimate(found))
 
 
@@ -194,6 +196,8 @@ def list_units(
     as_json: AsJson = False,
 ) -> None:
     """Units of a job: what they are about, their state and why."""
+    from counterplay.jobs import shown
+
     known = _state(state)
     with _looked_at(store, as_json=as_json) as opened:
         if opened is not None:
@@ -202,7 +206,7 @@ def list_units(
             counts = opened.unit_counts(row.id)
             held = sum(counts.values()) if known is None else counts[known]
             columns = ["number", "id", "state", "claimed", "class", "reason"]
-            rows = [(unit.number, unit.id, unit.state, unit.attempts, unit.error_class, unit.reason[:300]) for unit in found]
+            rows = [(unit.number, unit.id, unit.state, unit.attempts, unit.error_class, shown.why(unit)[:300]) for unit in found]
             human = console.table(f"{len(found):,} of {held:,} units", columns, rows) if rows else "no unit of that kind"
             console.emit({"units": found}, as_json=as_json, human=human)
 

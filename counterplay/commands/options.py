@@ -84,6 +84,10 @@ RequestsPerMinute = Annotated[
 TokensPerMinute = Annotated[
     float | None, typer.Option("--tokens-per-minute", min=1, help="Tokens a minute over all traces; no limit where not given.")
 ]
+TimeoutS = Annotated[
+    float | None,
+    typer.Option("--timeout-s", min=0.001, help="How long a server may take for an answer before it is asked again; 120 where not given."),
+]
 
 
 def bounded(command: Callable[P, None]) -> Callable[P, None]:

@@ -28,6 +28,7 @@ from counterplay.commands.options import (
     Seed,
     StoreFile,
     Temperature,
+    TimeoutS,
     TokensPerMinute,
     TraceIds,
     VerifierSpecs,
@@ -110,6 +111,7 @@ def localise(
     in_flight: InFlight = None,
     requests_per_minute: RequestsPerMinute = None,
     tokens_per_minute: TokensPerMinute = None,
+    timeout_s: TimeoutS = None,
     as_json: AsJson = False,
 ) -> None:
     """Find the step at which each failed trace went wrong."""
@@ -117,7 +119,7 @@ def localise(
     from counterplay.plan import Pace
 
     pace = Pace(in_flight, requests_per_minute, tokens_per_minute)
-    asked = parts.Asked(policy, environment, tuple(verifier or ()), base_url, temperature, max_tokens, seed, max_steps)
+    asked = parts.Asked(policy, environment, tuple(verifier or ()), base_url, temperature, max_tokens, seed, max_steps, timeout_s=timeout_s)
     with loop.opened(store, existing=True) as opened:
         chosen = loop.select(opened, trace_ids=trace, which=which, agent=agent, limit=limit)
         some(chosen, store)
@@ -167,6 +169,7 @@ def search(
     in_flight: InFlight = None,
     requests_per_minute: RequestsPerMinute = None,
     tokens_per_minute: TokensPerMinute = None,
+    timeout_s: TimeoutS = None,
     concurrency: Annotated[int, typer.Option("--concurrency", help="Traces searched at once.")] = 64,
     base_url: BaseUrl = None,
     temperature: Temperature = 1.0,
@@ -202,6 +205,7 @@ def search(
         parts.price_from(price),
         parts.json_object(extra_body, "--extra-body"),
         simulate,
+        timeout_s=timeout_s,
     )
     how = Plan.parse(
         name,
@@ -272,6 +276,7 @@ def evaluate(
     in_flight: InFlight = None,
     requests_per_minute: RequestsPerMinute = None,
     tokens_per_minute: TokensPerMinute = None,
+    timeout_s: TimeoutS = None,
     price: Price = None,
     as_json: AsJson = False,
 ) -> None:
@@ -292,6 +297,7 @@ def evaluate(
         max_steps=max_steps,
         concurrency=concurrency,
         pace=Pace(in_flight, requests_per_minute, tokens_per_minute),
+        timeout_s=timeout_s,
         quiet=as_json,
     )
     played_alone = {"--attempts": attempts > 1, "--failures": failures, "--price": price}

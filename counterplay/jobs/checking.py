@@ -5,17 +5,20 @@ from __future__ import annotations
 import inspect
 import os
 import time
+from collections import abc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from counterplay.core.errors import UserError
-from counterplay.search.registry import meant
+from counterplay.jobs.wording import told as in_keys
+from counterplay.plan import DEFAULTS
+from counterplay.search.registry import SEARCHES, meant, options
 
 _DESCRIBED = {
     "rows": "What a row is made of: the choices of counterplay export KIND --rows.",
@@ -46,6 +49,7 @@ _DESCRIBED = {
     "per_task": "At most so many rows of a task, the surest.",
     "per_tool": "At most so many rows that call a tool, the surest.",
 }
+_LISTS = ("tuple_type", "list_type", "sequence_type", "sequence_str")
 _NOT_OPTIONS = frozenset({"store", "out", "shared"})
 
 
@@ -69,15 +73,26 @@ def check_export_options(kind: str, given: Mapping[str, Any]) -> None:
     """Raises ValueError, in words, where an option is unknown to the export or is of another type."""
     model = export_options(kind)
     try:
-        model.model_validate(dict(given))
+        model.model_validate(listed(model, given))
     except ValidationError as error:
         raise ValueError(told(error, model, place=lambda location: ".".join(map(str, location)))) from None
 
 
 def typed(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The options as the export takes them: texts that are files as paths, lists as tuples."""
-    model = export_options(kind).model_validate(dict(given))
+    model = export_options(kind)
+    model = model.model_validate(listed(model, given))
     return {name: getattr(model, name) for name in given}
+
+
+def listed(model: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given, with a text as a list of one where a list of texts is wanted."""
+    return {name: [value] if isinstance(value, str) and _is_list(model, name) else value for name, value in given.items()}
+
+
+def _is_list(model: Any, name: str) -> bool:
+    hint = model.model_fields[name].annotation if name in model.model_fields else None
+    return any(get_origin(each) in (tuple, abc.Sequence) and get_args(each)[0] is str for each in (hint, *get_args(hint)))
 
 
 def known_keys(model: Any, location: Sequence[Any]) -> list[str]:
@@ -108,14 +123,27 @@ def _told_one(found: Any, model: Any, place: Callable[[Sequence[Any]], str]) -> 
             return f"{at}the key {key!r} is missing"
         known = known_keys(model, table)
         return f"{at}got the key {key!r}, wanted one of {', '.join(known)}. {meant(str(key), known)}".rstrip()
+    if kind in _LISTS:
+        return at + _list_wanted(found["input"], location)
     said = str(found["msg"]).removeprefix("Value error, ")
     if kind == "value_error":
         return at + said
     said = "wanted the letters, digits, . _ and - of a file name" if kind == "string_pattern_mismatch" else said
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         said = "wanted a table"
+    said = "wanted a path, as text" if kind == "path_type" else said
     said = said.replace("Input should be ", "wanted ").partition(", unable to")[0]
     return f"{at}got {found['input']!r:.80}, {said}"
+
+
+def _list_wanted(given: Any, location: Sequence[Any]) -> str:
+    if isinstance(given, Mapping) and len(location) == 1:
+        return f"got one table, wanted tables in double brackets: [[{location[0]}]]"
+    return f"got {given!r:.80}, wanted a list, in brackets: [{_plain(given)}, ...]"
+
+
+def _plain(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else f"{value!r:.80}"
 
 
 def _place(location: Sequence[Any]) -> str:
@@ -134,7 +162,7 @@ def worded() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise ValueError(str(error)) from None
+        raise ValueError(str(in_keys(error))) from None
 
 
 def moment(text: str) -> int:
@@ -143,12 +171,28 @@ def moment(text: str) -> int:
 
     if text[:1].isdigit() and text[-1:] in "smhd":
         return time.time_ns() // 1000 - span_us(text, "")
-    return moment_us(text, "")
+    try:
+        return moment_us(text, "")
+    except UserError as error:
+        raise UserError(error.got, f"{error.wanted}, or an age such as 7d or 12h") from None
 
 
-def search_options(given: Mapping[str, Any]) -> list[str]:
-    """Options of a search as `Plan.parse` reads them. Raises UserError where a value can't be written so."""
+def search_options(algorithm: str | None, given: Mapping[str, Any]) -> list[str]:
+    """Options of a search as `Plan.parse` reads them. Raises UserError where a value can't be written so, or is text for a figure."""
+    figure = next(
+        (name for name, value in given.items() if isinstance(value, str) and value.strip().isdecimal() and _is_figure(algorithm, name)),
+        None,
+    )
+    if figure is not None:
+        raise UserError(f"got [search] options.{figure} = {_plain(given[figure])}, a text", f"a number: {figure} = {given[figure].strip()}")
     return [f"{name}={_text(name, value)}" for name, value in given.items()]
+
+
+def _is_figure(algorithm: str | None, name: str) -> bool:
+    searches = DEFAULTS if algorithm is None else (algorithm,)
+    found = [options(SEARCHES[each]) for each in searches if each in SEARCHES]
+    kinds = [known[name].kind.split(" or ") for known in found if name in known]
+    return bool(kinds) and all(set(each) <= {"int", "float", "none"} for each in kinds)
 
 
 def _text(name: str, value: Any) -> str:

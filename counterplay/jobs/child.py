@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -33,7 +34,7 @@ def main() -> None:
 async def _serve(connected: socket.socket) -> None:
     pipe = await Pipe.over(connected)
     sys.path[:] = await pipe.next() or os._exit(1)
-    base, asked, plan = await pipe.next() or os._exit(1)
+    base, every_s, asked, plan = await pipe.next() or os._exit(1)
     try:
         worker = Worker(asked, plan)
     except CounterplayError as error:
@@ -41,19 +42,36 @@ async def _serve(connected: socket.socket) -> None:
         return
     await pipe.send(("up",))
     with collected_seldom():
-        await _Serving(pipe, worker, Spool(base)).run()
+        await _Serving(pipe, worker, Spool(base), every_s).run()
     await worker.close()
 
 
 class _Serving:
-    """The units under way, and what is said of them."""
+    """The units under way, and what is said of them. Every `every_s` seconds the driver is told that this process goes on."""
 
-    def __init__(self, pipe: Pipe, worker: Worker, spool: Spool) -> None:
-        self.pipe, self.worker, self.spool = pipe, worker, spool
+    def __init__(self, pipe: Pipe, worker: Worker, spool: Spool, every_s: float) -> None:
+        self.pipe, self.worker, self.spool, self.every_s = pipe, worker, spool, every_s
         self.watching = Watching(lambda record: pipe.put(("grows", record)))
         self.tasks: dict[str, asyncio.Task[None]] = {}
+        self._told_s = 0.0
 
     async def run(self) -> None:
+        beating = asyncio.create_task(self._beat())
+        try:
+            await self._serve()
+        finally:
+            beating.cancel()
+
+    async def _beat(self) -> None:
+        while True:
+            self._alive()
+            await asyncio.sleep(self.every_s)
+
+    def _alive(self) -> None:
+        self._told_s = time.monotonic()
+        self.pipe.put(("alive",))
+
+    async def _serve(self) -> None:
         while (message := await self.pipe.next()) is not None:
             match message:
                 case ("work", work):
@@ -76,9 +94,14 @@ class _Serving:
             answer = error
         finally:
             self.tasks.pop(work.unit, None)
-        if isinstance(answer, StoreError) or (isinstance(answer, Worked) and answer.state == "failed"):
-            self.spool.cut()  # so that another worker that tries again knows what this one was answered
+        if isinstance(answer, Exception) or (isinstance(answer, Worked) and answer.state == "failed"):
+            self.spool.cut()  # so that whoever tries again knows what this worker was answered
         await self.pipe.send(("worked", work.unit, answer, self.spool.taken()))
 
     def _journal(self, scope: str, known: Mapping[str, str]) -> Journal:
-        return SpooledJournal(self.spool, scope, known)
+        return SpooledJournal(self.spool, scope, known, self._answered)
+
+    def _answered(self) -> None:
+        """Verifiers that do not wait keep the event loop from beating; each answer of theirs is a sign of life as well."""
+        if time.monotonic() - self._told_s >= self.every_s:
+            self._alive()

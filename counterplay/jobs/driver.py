@@ -1,7 +1,8 @@
 """The driver: claims units, hands each to the crew with all it needs, writes what comes back, and settles. One process, the one writer.
 
 Trees are written and their units settled in one transaction, so a kill finds a unit either done, with its trees, or still to do. What it
-loses of a unit under way was journalled call by call. Memory holds the units in flight and the next few, never the job.
+loses of a unit under way was journalled call by call, and what an attempt paid for of which nobody heard again, be its worker gone or its
+driver, is counted there. Memory holds the units in flight and the next few, never the job.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from counterplay.jobs.events import Events
-from counterplay.jobs.retries import Retries
-from counterplay.jobs.totals import result_of, with_earlier
+from counterplay.jobs.retries import EVERYBODY, LOST, Retries
+from counterplay.jobs.totals import paid_result, result_of, with_earlier
 from counterplay.jobs.work import Work, Worked, WorkerLostError
 
 if TYPE_CHECKING:
@@ -32,7 +34,10 @@ _WRITE_NODES = 20_000
 
 
 class Driver:
-    """Works on the units of one job until none is left, `stop` is called, or `seconds` have passed (None: as long as it takes)."""
+    """Works on the units of one job until none is left, `stop` is called, or `seconds` have passed (None: as long as it takes).
+
+    Then the crew is closed.
+    """
 
     def __init__(
         self,
@@ -78,6 +83,7 @@ class Driver:
                 task.cancel()
             await asyncio.gather(*self._flying, return_exceptions=True)
             await self._write()
+            await self.crew.close()  # what it was answered is journalled now, and can be counted
             await self._release()
         return self.stopping
 
@@ -120,11 +126,27 @@ class Driver:
             left -= len(units[-1].traces)
         if units:
             try:
-                self._loaded.extend(zip(units, await asyncio.to_thread(self.loader.load, units), strict=True))
+                works = await asyncio.to_thread(self.loader.load, units)
+                self._loaded.extend(zip(await self._known(units), works, strict=True))
             except BaseException:
                 self._claimed.extendleft(reversed(units))
                 raise
         return bool(units)
+
+    async def _known(self, units: Sequence[UnitRow]) -> list[UnitRow]:
+        """The units, in their results what attempts before paid for of which nobody heard again."""
+        gone = [unit for unit in units if unit.attempts > 1]
+        counted = await self._counted(gone)
+        now_us = time.time_ns() // 1000
+        known = {unit.id: replace(unit, at_us=now_us, result=with_earlier(unit.result, counted[unit.id])) for unit in gone}
+        return [known.get(unit.id, unit) for unit in units]
+
+    async def _counted(self, units: Sequence[UnitRow]) -> dict[str, dict[str, Any]]:
+        """What each unit has paid for since its `at_us` by the journal, in the form of a result."""
+        if not units:
+            return {}
+        paid = await asyncio.to_thread(self.store.paid_since, {unit.traces[0]: unit.at_us for unit in units})
+        return {unit.id: paid_result(paid.get(unit.traces[0], {})) for unit in units}
 
     def _claim(self) -> None:
         many = max(_AHEAD, self.crew.size) if self._left is None else min(self._left, max(_AHEAD, self.crew.size))
@@ -147,7 +169,7 @@ class Driver:
             worked = task.result()
         except WorkerLostError as error:
             self.events.lost(unit, error)
-            worked = Worked(unit.id, "failed", str(error), "lost")
+            worked = Worked(unit.id, "failed", str(error), "lost" if error.alone else "beside")
         self._finish(unit, worked)
 
     def _finish(self, unit: UnitRow, worked: Worked) -> None:
@@ -181,11 +203,19 @@ class Driver:
         self._written_s = time.monotonic()
         if not finished:
             return
+        finished = await self._with_lost(finished)
         settled = [self._settled(unit, worked) for unit, worked in finished]
         await asyncio.to_thread(self._store, [worked for _, worked in finished], settled)
         for (unit, worked), one in zip(finished, settled, strict=True):
             self.progress.moved("running", one.state)
             self.events.settled(unit, worked, one)
+
+    async def _with_lost(self, finished: Sequence[tuple[UnitRow, Worked]]) -> list[tuple[UnitRow, Worked]]:
+        """What came of units, with what those paid for whose workers can't tell any more."""
+        counted = await self._counted([unit for unit, worked in finished if worked.error_class in LOST])
+        for paid in counted.values():
+            self.progress.charged({}, paid.get("live_calls", 0))
+        return [(unit, replace(worked, **counted.get(unit.id, {}))) for unit, worked in finished]
 
     def _store(self, finished: Sequence[Worked], settled: Sequence[Settled]) -> None:
         records = [record for worked in finished for record in worked.records if not worked.held]
@@ -200,9 +230,12 @@ class Driver:
         result = with_earlier(result_of(worked), unit.result)
         if worked.state != "failed":
             return Settled(worked.unit, worked.state, worked.reason, result=result)
-        tries = 1 + (unit.result.get("tries", 0) if unit.attempts > 1 else 0)
+        tries = int(self.retries.counts(worked.error_class)) + (unit.result.get("tries", 0) if unit.attempts > 1 else 0)
         wait_s = self.retries.again_s(worked.error_class, tries)
         told = {**result, "tries": tries}
+        if wait_s is None and worked.error_class in EVERYBODY:
+            self.stop(worked.reason)
+            return Settled(worked.unit, "pending", worked.reason, worked.error_class, {**result, "tries": 0})
         if wait_s is None:
             return Settled(worked.unit, self.retries.given_up(worked.error_class), worked.reason, worked.error_class, told)
         due_us = time.time_ns() // 1000 + round(wait_s * 1e6)
@@ -214,9 +247,18 @@ class Driver:
 
         left = self._held()
         if left:
-            given = [Settled(unit.id, "pending", unit.reason, unit.error_class, unit.result) for unit in left]
+            flying = list(self._flying.values())
+            counted = await self._counted([*flying, *(unit for unit in left[len(flying) :] if unit.attempts > 1)])
+            for unit in flying:
+                self.progress.charged({}, counted[unit.id].get("live_calls", 0))
+            results = [with_earlier(unit.result, counted.get(unit.id, {})) for unit in left]
+            given = [Settled(unit.id, "pending", *self._why(unit), found) for unit, found in zip(left, results, strict=True)]
             await asyncio.to_thread(self.store.settle, self.job, given, self.owner)
             self.events.released(left)
+
+    def _why(self, unit: UnitRow) -> tuple[str, str]:
+        """Why a unit that is given back is not done, and the class of that: what is waited for, else what went wrong in its last try."""
+        return (self.progress.waiting, "server") if self.progress.waiting else (unit.reason, unit.error_class)
 
     async def _wait(self) -> bool:
         """Wait for the next unit to fall due; False where none will."""

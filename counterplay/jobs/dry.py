@@ -12,21 +12,29 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from math import sqrt
 from pathlib import Path
 from statistics import fmean, pstdev
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from counterplay.core.budget import Amounts, Budget
 from counterplay.core.canonical import content_key, loads
 from counterplay.core.errors import CounterplayError
 from counterplay.jobs import running
+from counterplay.jobs.beginning import check_sources
+from counterplay.jobs.datasets import family
 from counterplay.jobs.habits import Habits
 from counterplay.jobs.planning import planned, units_of
+from counterplay.jobs.ready import check_parts
 from counterplay.jobs.rehearsal import Rehearsed, rehearse
+from counterplay.jobs.reserving import Bound, Reserves, bound_of
+from counterplay.jobs.stops import Stopped
+from counterplay.jobs.taken import Taken, taken
+from counterplay.jobs.totals import Reason, general, limits_of
+from counterplay.jobs.unmatched import nothing_selected
 from counterplay.searching import scope_of
 
 if TYPE_CHECKING:
@@ -38,6 +46,7 @@ _SAMPLE = 100
 _REPEATS = 160
 _RUNS = 400
 _MEASURED = 3
+_REASONS = 200
 _Z95 = 1.96
 KINDS = ("model_calls", "input_tokens", "output_tokens", "tokens", "usd", "tool_calls")
 
@@ -57,7 +66,9 @@ class Amount:
 class Estimate:
     """What a job would do. `units` counts by state, `amounts` are of what is still to be asked; `answered` calls are journalled already.
 
-    `notes` say what the estimate does not cover.
+    `notes` say what the estimate does not cover. `stopped` are the kinds of the budget that would stop units at their share
+    (`stops.Stop`), `skipped` why units would not be worked on: `reason`, `count`. `read` counts what the sources have that is new,
+    `unreadable` are the first of what could not be read.
     """
 
     job: str
@@ -67,6 +78,10 @@ class Estimate:
     amounts: Sequence[Amount]
     answered: float
     notes: Sequence[str]
+    stopped: Sequence[Mapping[str, Any]] = ()
+    skipped: Sequence[Mapping[str, Any]] = ()
+    read: Mapping[str, int] = field(default_factory=dict)
+    unreadable: Sequence[Mapping[str, Any]] = ()
 
     def of(self, kind: str) -> Amount | None:
         return next((one for one in self.amounts if one.kind == kind), None)
@@ -74,13 +89,19 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Case:
-    """One unit that was rehearsed: `amounts` a mean over repeats, `spread` their standard deviation."""
+    """One unit that was rehearsed: `amounts` a mean over repeats, `spread` their standard deviation, `stopped` each repeat that its budget
+    stopped: by which kind, what it had used of it, and whether anything had been asked.
+    """
 
     unit: str
+    trace: str
+    share: Mapping[str, float]
     amounts: Mapping[str, float]
     spread: Mapping[str, float]
     waves: float
     answered: float
+    repeats: int
+    stopped: Sequence[tuple[str, float, bool]]
 
     @property
     def open(self) -> float:
@@ -92,18 +113,26 @@ def estimated(job: Job) -> Estimate:
     """What `job` would do, and what it is expected to use. Raises UserError where it can't be run so."""
     from counterplay.jobs.work import check_plan
 
+    check_parts(job)
     check_plan(job.asked(), job.plan())
     notes: list[str] = []
-    with _looked_at(job, notes) as (store, rows):
+    with _looked_at(job, notes) as (store, rows, read):
         under_way = next((row for row in rows if _open(store, row)), None)
         units: Iterable[UnitRow | NewUnit] = units_of(store, under_way.id) if under_way else planned(store, job, rows)
-        states, sample = _sampled(units)
+        states, sample, skipped = _sampled(units)
+        if not states and not any(sum(store.unit_counts(row.id).values()) for row in rows) and not _far(job):
+            raise nothing_selected(store, job, read)
         found = Estimating(store, job, rows, notes)
         amounts, answered = found.amounts(sample, states["pending"])
+        stopped = found.stopped(states["pending"])
         name = under_way.id if under_way else job.family
+    if read.unreadable:
+        notes.append(f"{read.said()}. A run names all of them in its store's quarantine")
     plan = job.plan()
     algorithm = plan.algorithm if plan.named else f"{plan.algorithm} or repair, by what the verifier has opinions on"
-    return Estimate(name, dict(states), algorithm, [export.folder for export in job.export], amounts, answered, notes)
+    folders = [export.folder for export in job.export]
+    counts, unread = dict(read.counts), list(read.first)
+    return Estimate(name, dict(states), algorithm, folders, amounts, answered, notes, stopped, skipped, counts, unread)
 
 
 def _open(store: Store, row: JobRow) -> bool:
@@ -112,17 +141,17 @@ def _open(store: Store, row: JobRow) -> bool:
 
 
 @contextmanager
-def _looked_at(job: Job, notes: list[str]) -> Iterator[tuple[Store, list[JobRow]]]:
-    """The store as the job would find it: the one there is, or a copy of it with what the sources have."""
+def _looked_at(job: Job, notes: list[str]) -> Iterator[tuple[Store, list[JobRow], Taken]]:
+    """The store as the job would find it: the one there is, or a copy of it with what the sources have; and what was read of those."""
     from counterplay.core.store import Store
 
     path = job.job.store
     with ExitStack() as stack:
         if path.exists():
             store = stack.enter_context(Store.open(path, read_only=True))
-            rows = running.family(store, job)
+            rows = family(store, job)
             if not job.source or any(_open(store, row) for row in rows):
-                yield store, rows
+                yield store, rows, Taken()
                 return
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="counterplay-")))
         if path.exists():
@@ -133,21 +162,32 @@ def _looked_at(job: Job, notes: list[str]) -> Iterator[tuple[Store, list[JobRow]
         near = tuple(source for source in job.source if "://" not in source.path)
         if len(near) < len(job.source):
             notes.append("sources elsewhere are not read for a dry run: of them what the store holds is counted")
-        running.take_in(copy, job.model_copy(update={"source": near}), lambda _: None)
-        yield copy, running.family(copy, job)
+        check_sources(job)
+        read = taken(copy, lambda: running.take_in(copy, job.model_copy(update={"source": near}), lambda _: None))
+        yield copy, family(copy, job), read
 
 
-def _sampled(units: Iterable[UnitRow | NewUnit]) -> tuple[Counter[str], list[UnitRow | NewUnit]]:
-    """How many units there are by state, and some of those that are pending, drawn by their ids."""
+def _far(job: Job) -> bool:
+    """Whether there are sources that a dry run does not read."""
+    return any("://" in source.path for source in job.source)
+
+
+def _sampled(units: Iterable[UnitRow | NewUnit]) -> tuple[Counter[str], list[UnitRow | NewUnit], list[dict[str, Any]]]:
+    """How many units there are by state, some of those that are pending, drawn by their ids, and why others are skipped."""
     states: Counter[str] = Counter()
+    skipped: dict[str, Reason] = {}
     kept: list[tuple[int, int, UnitRow | NewUnit]] = []
     for number, unit in enumerate(units):
         state = "pending" if unit.state == "running" else unit.state
         states[state] += 1
+        if state == "skipped" and len(skipped) < _REASONS:
+            skipped.setdefault(general(unit.reason), Reason()).add(unit.id, unit.reason)
         if state == "pending":
             entry = (-int(content_key("sample", unit.id)[:12], 16), number, unit)
             (heapq.heappush if len(kept) < _SAMPLE else heapq.heappushpop)(kept, entry)
-    return states, [unit for _, _, unit in sorted(kept, key=lambda entry: entry[1])]
+    sample = [unit for _, _, unit in sorted(kept, key=lambda entry: entry[1])]
+    ranked = sorted(skipped.values(), key=lambda why: -why.count)
+    return states, sample, [{"reason": why.first, "count": why.count} for why in ranked]
 
 
 class Estimating:
@@ -157,6 +197,8 @@ class Estimating:
         self.store, self.job, self.rows, self.notes = store, job, rows, notes
         self.asked, self.plan = job.asked(), replace(job.plan(), budget="")
         self._rate = lru_cache(maxsize=4096)(self._rate_of)
+        self._bound: Bound | None = None if job.stitches else bound_of(self.asked)
+        self._cases: list[_Case] = []
 
     def amounts(self, sample: Sequence[UnitRow | NewUnit], pending: int) -> tuple[list[Amount], float]:
         """Of each kind, for so many pending units of which these are a sample; and how many calls are answered already."""
@@ -165,7 +207,7 @@ class Estimating:
                 self.notes.append("stitch merges logged runs: it asks nothing and costs nothing")
             return self._time(0.0, [], pending), 0.0
         habits = Habits(self.store.load(self._shown()))
-        cases = self._rehearsed(sample, habits, max(1, _REPEATS // len(sample)))
+        cases = self._cases = self._rehearsed(sample, habits, max(1, _REPEATS // len(sample)))
         if not cases:
             return [], 0.0
         done = self._done()
@@ -174,7 +216,7 @@ class Estimating:
         found = [self._amount(kind, cases, pending, past, measured) for kind in KINDS]
         answered = fmean(case.answered for case in cases) * pending
         amounts = [one for one in found if one is not None]
-        if all(one.kind != "usd" for one in amounts):
+        if amounts and all(one.kind != "usd" for one in amounts):
             self.notes.append("no price is known: [policy] price says what tokens cost")
         if not past:
             self.notes.append("how often the model decides otherwise than its logs is known once it is asked: --probe 10 measures it")
@@ -192,21 +234,33 @@ class Estimating:
         cases, problems = [], Counter[str]()
         for unit in units:
             (trace,) = self.store.load(unit.traces)
+            reserves = None if self._bound is None else Reserves(trace, self._bound)
             try:
-                found = [asyncio.run(self._once(trace, unit, habits, seed)) for seed in range(repeats)]
+                found = [asyncio.run(self._once(trace, unit, habits, seed, reserves)) for seed in range(repeats)]
             except CounterplayError as error:
                 problems[str(error)] += 1
                 continue
-            cases.append(_case(unit.id, found, self._answered(trace)))
+            cases.append(_case(unit, found, self._answered(trace)))
         for said, count in problems.items():
             self.notes.append(f"{count} of {len(units)} units can't be rehearsed: {said}")
         return cases
 
-    async def _once(self, trace: Trace, unit: UnitRow | NewUnit, habits: Habits, seed: int) -> Rehearsed:
+    def stopped(self, pending: int) -> list[dict[str, Any]]:
+        """What kinds of the budget would stop units at their share, of so many pending ones."""
+        own, found = limits_of(self.job.budget.per_trace), dict[str, Stopped]()
+        for case in self._cases:
+            weight = pending / len(self._cases) / case.repeats
+            for kind, used, asked in case.stopped:
+                share = {**case.share, **own}.get(kind)
+                found.setdefault(kind, Stopped()).add(case.trace, share, used, asked=asked, weight=weight)
+        ranked = sorted(found.items(), key=lambda item: (-item[1].count, item[0]))
+        return [asdict(one.told(kind, pending, self.job, self.store.load(one.units), foreseen=True)) for kind, one in ranked]
+
+    async def _once(self, trace: Trace, unit: UnitRow | NewUnit, habits: Habits, seed: int, reserves: Reserves | None) -> Rehearsed:
         budget = self.plan.made_of(Amounts(**unit.share), Budget())
         asked = replace(self.asked, seed=self.asked.seed + seed)
         process = any(name != "outcome" for name in self.job.verifiers)
-        return await rehearse(trace, asked, self.plan, habits, budget, rate=self._rate(trace.task), process=process)
+        return await rehearse(trace, asked, self.plan, habits, budget, rate=self._rate(trace.task), process=process, reserves=reserves)
 
     def _rate_of(self, task: str | None) -> tuple[float, float]:
         """Successes and failures of a task's logged runs; of a task that is not known one failure."""
@@ -242,6 +296,8 @@ class Estimating:
         return Amount(kind, amount, max(0.0, amount - half), amount + half, basis or f"the search rehearsed on {n} of {pending:,} units")
 
     def _time(self, calls: float, cases: Sequence[_Case], pending: int, latency_s: float | None = None) -> list[Amount]:
+        if cases and not calls:
+            return []
         pace = running.pace_of(self.store, self.job)
         if pace is not None and pace["seconds"] > 0:
             rate, what = (pace["calls"], calls) if calls and pace["calls"] else (pace["units"], float(pending))
@@ -257,11 +313,13 @@ class Estimating:
         return [Amount("seconds", seconds, seconds / 2, seconds * 2, f"logged calls, which took {latency_s:.2f} s on average")]
 
 
-def _case(unit: str, found: Sequence[Rehearsed], answered: float) -> _Case:
+def _case(unit: UnitRow | NewUnit, found: Sequence[Rehearsed], answered: float) -> _Case:
     kinds = {kind for one in found for kind in one.used}
     of = {kind: [one.used.get(kind, 0.0) for one in found] for kind in kinds}
     mean, spread = {kind: fmean(each) for kind, each in of.items()}, {kind: pstdev(each) for kind, each in of.items()}
-    return _Case(unit, mean, spread, fmean(one.waves for one in found), answered)
+    stopped = [(one.stopped, one.used.get(one.stopped, 0.0), bool(one.waves)) for one in found if one.stopped]
+    waves = fmean(one.waves for one in found)
+    return _Case(unit.id, unit.traces[0], unit.share, mean, spread, waves, answered, len(found), stopped)
 
 
 def _measured(kind: str, past: Sequence[_Case], used: Mapping[str, Mapping[str, float]]) -> tuple[float, float, str]:

@@ -78,15 +78,16 @@ class Events:
             raise
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """ingest, units or exports: from its beginning to its end."""
+    def stage(self, name: str) -> Iterator[dict[str, Any]]:
+        """ingest, units or exports: from its beginning to its end, which tells what the block put into the dict it is given."""
         self.tell("stage.began", stage=name)
+        told: dict[str, Any] = {}
         try:
-            yield
+            yield told
         except BaseException as error:
             self.tell("stage.ended", level=logging.ERROR, stage=name, error=type(error).__name__)
             raise
-        self.tell("stage.ended", stage=name)
+        self.tell("stage.ended", stage=name, **told)
 
     @contextmanager
     def exporting(self, kind: str, folder: str) -> Iterator[None]:
@@ -162,6 +163,8 @@ class Events:
         """The command is done."""
         told: dict[str, Any] = {"states": dict(report.states), "used": dict(report.used)}
         told |= {"live_calls": report.live_calls, "seconds": report.seconds}
+        if report.stopped:
+            told["stopped"] = {stop["kind"]: stop["units"] for stop in report.stopped}
         self.tell("job.ended", ended=report.ended, **told)
 
 

@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 from counterplay.core.canonical import content_key
 from counterplay.core.nouns import Message, Proposal, ToolCall, Usage
 from counterplay.core.protocols import first_draw
+from counterplay.core.tool_errors import is_error
 
 if TYPE_CHECKING:
     from counterplay.core.nouns import State, Step, Trace
+    from counterplay.jobs.reserving import Reserves
 
 _ORDER = 4
 _OFTEN = 5
@@ -63,8 +65,13 @@ def moves_of(steps: Sequence[Step]) -> list[Move]:
 
 
 def answers_of(steps: Sequence[Step]) -> list[str]:
-    """What each step was answered, in words."""
-    return [_words(" ".join(message.content_text[:_READ] for message in step.observations)) for step in steps]
+    """What each step was answered, in words; where a call failed, that is to be seen in them."""
+    told = (_words(" ".join(message.content_text[:_READ] for message in step.observations)) for step in steps)
+    return [f"error {words}" if _failed(step) else words for step, words in zip(steps, told, strict=True)]
+
+
+def _failed(step: Step) -> bool:
+    return step.error is not None or any(said.role == "tool" and is_error(said) for said in step.observations)
 
 
 class Habits:
@@ -163,9 +170,22 @@ class Tokens:
 
 
 class Rehearsing:
-    """A policy that acts as the logs do. A request's prompt is counted once, however many draws it is for."""
+    """A policy that acts as the logs do. A request's prompt is counted once, however many draws it is for.
 
-    def __init__(self, habits: Habits, tokens: Tokens, price: tuple[float, float] | None, *, greedy: bool, seed: int) -> None:
+    What is reserved for proposals is what `reserves` tells; None: as for a policy that does not say.
+    """
+
+    def __init__(
+        self,
+        habits: Habits,
+        tokens: Tokens,
+        price: tuple[float, float] | None,
+        *,
+        greedy: bool,
+        seed: int,
+        reserves: Reserves | None = None,
+    ) -> None:
+        self.estimate = None if reserves is None else lambda state, n: reserves.of(len(state), n)
         self.habits, self.tokens, self.price, self.greedy, self.seed = habits, tokens, price, greedy, seed
         self.fingerprint = "rehearsal"
         self.waves = 0

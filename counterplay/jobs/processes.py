@@ -2,7 +2,7 @@
 
 A worker writes each answer to its own side file before it is used, and is sent what the store knows of a unit with the unit. The driver
 alone has the store: it folds side files in, and writes what comes back. A worker that ends, however it ends, costs what was not answered
-yet; one whose driver has ended ends with it.
+yet, and so does one whose event loop stands still, which is then killed; one whose driver has ended ends with it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from counterplay.core.errors import CounterplayError, StoreError, UserError
 from counterplay.jobs.pipes import Pipe
 from counterplay.jobs.spools import spools_of
-from counterplay.jobs.team import Team, divided
+from counterplay.jobs.team import SILENT_S, STUCK, Silence, Team, divided
 from counterplay.jobs.work import Work, Worked, WorkerLostError, check_plan
 
 if TYPE_CHECKING:
@@ -38,14 +38,15 @@ _CLOSING_S = 10.0
 class Processes(Team):
     """`workers` processes that share the concurrency and the pace of `plan`. They start with the first unit.
 
-    Raises UserError where a job can't be run so.
+    One that says nothing for `silent_s` seconds, neither by its event loop nor by an answer that it journals, is killed. Raises UserError
+    where a job can't be run so.
     """
 
-    def __init__(self, store: Store, asked: Asked, plan: Plan, *, workers: int) -> None:
+    def __init__(self, store: Store, asked: Asked, plan: Plan, *, workers: int, silent_s: float = SILENT_S) -> None:
         check_plan(asked, plan)
         if workers < 1:
             raise UserError(f"got {workers} workers", "at least 1")
-        super().__init__(store, plan)
+        super().__init__(store, plan, silent_s=silent_s)
         self._folder = TemporaryDirectory() if store.path == ":memory:" else None
         base = store.path if self._folder is None else str(Path(self._folder.name) / "store")
         plans = divided(plan, workers, local=asked.local)
@@ -101,6 +102,7 @@ class _Process:
         self._pipe: Pipe | None = None
         self.failure: CounterplayError | None = None
         self._fruitless = 0
+        self._stuck = ""
         check_picklable(self._orders)
 
     @property
@@ -111,7 +113,7 @@ class _Process:
         if self.failure is not None:
             raise self.failure
         if self._pipe is None or not self.is_up:
-            raise WorkerLostError(f"the worker of unit {work.unit} is gone", do="It is tried again.")
+            raise WorkerLostError(f"the worker of unit {work.unit} is gone", do="It is tried again.", alone=False)
         future: asyncio.Future[Worked] = asyncio.get_running_loop().create_future()
         self.flying[work.unit] = future
         try:
@@ -130,11 +132,12 @@ class _Process:
             while not self.ended and self.failure is None:
                 base = f"{self.base}.{os.getpid()}-{time.time_ns()}"
                 await self._one(base)
-                ending = _ending(await asyncio.to_thread(self._process.wait) if self._process is not None else 0)
+                code = await asyncio.to_thread(self._process.wait) if self._process is not None else 0
+                ending = self._stuck or _ending(code)
                 await self.crew.fold(spools_of(base))  # before anybody tries again
-                self._fail(WorkerLostError(f"a worker ended by {ending}", do="Its units are tried again; what was answered is kept."))
+                self._lose(ending)
                 if self._fruitless >= _STARTS:
-                    got = f"{_STARTS} workers ended one after another, by {ending}, before they began"
+                    got = f"{_STARTS} workers, one after another, {ending}, before they began"
                     self.failure = UserError(got, "workers that start", "Try it in this process.")
                 await self.crew.changed()
         except asyncio.CancelledError:
@@ -150,7 +153,7 @@ class _Process:
         self.ended = True
         if self._pipe is not None:
             self._pipe.put(("end",))
-        self._fail(WorkerLostError("the crew was closed"))
+        self._fail(WorkerLostError("the crew was closed", alone=False))
 
     def kill(self) -> None:
         if self._process is not None:
@@ -160,15 +163,29 @@ class _Process:
     async def _one(self, base: str) -> None:
         self._process, ours = _started(len(self.crew.members))
         self._fruitless += 1
+        self._stuck = ""
         self._pipe = pipe = await Pipe.over(ours)
+        silence = Silence(self.crew.silent_s, coming_up=True)
+        watching = asyncio.create_task(self._watch(silence))
         try:
             pipe.put(sys.path)
-            pipe.put((base, *self._orders))
+            pipe.put((base, silence.every_s, *self._orders))
             while (message := await pipe.next()) is not None:
+                silence.broken()
                 await self._heard(*message)
+                if self.is_up:
+                    silence.up(self.crew.silent_s)
         finally:
+            watching.cancel()
             self.is_up, self._pipe = False, None
             pipe.close()
+
+    async def _watch(self, silence: Silence) -> None:
+        """Kill the process where it is silent for too long."""
+        await silence.too_long()
+        self._stuck = str(silence)
+        if self._process is not None:
+            self._process.kill()  # its pipe ends with it, which `_one` waits for
 
     async def _heard(self, kind: str, *said: Any) -> None:
         match kind:
@@ -187,6 +204,11 @@ class _Process:
                 future = self.flying.get(unit)
                 if future is not None and not future.done():
                     future.set_exception(answer) if isinstance(answer, BaseException) else future.set_result(answer)
+
+    def _lose(self, ending: str) -> None:
+        """Tell the units that were under way."""
+        do = STUCK if self._stuck else "It is tried again; what was answered is kept."
+        self._fail(WorkerLostError(f"a worker {ending}", do=do, alone=len(self.flying) == 1))
 
     def _fail(self, error: CounterplayError) -> None:
         for future in self.flying.values():
@@ -221,4 +243,4 @@ def check_picklable(orders: tuple[object, ...]) -> None:
 
 
 def _ending(code: int) -> str:
-    return f"signal {-code}" if code < 0 else f"exit code {code}"
+    return f"ended by signal {-code}" if code < 0 else f"ended by exit code {code}"

@@ -66,6 +66,8 @@ class Progress:
         self.used: dict[str, float] = {}
         self.live_calls = 0
         self.doing = "working"
+        self.waiting = ""
+        """What is waited for, while nothing moves, in words; empty where nothing is."""
         self.errors: deque[str] = deque(maxlen=_ERRORS)
         self._began_s = time.time()
         self._shown_s = 0.0
@@ -83,6 +85,11 @@ class Progress:
             self.used[kind] = self.used.get(kind, 0) + amount
         self.live_calls += live_calls
 
+    @property
+    def moves(self) -> tuple[float, ...]:
+        """What is another whenever a unit has settled or a call was answered."""
+        return (self._count, self.live_calls)
+
     def now(self) -> Status:
         moment = time.monotonic()
         self._settled.append((moment, self._count))
@@ -94,7 +101,7 @@ class Progress:
         left = sum(states.get(state, 0) for state in ("pending", "running"))
         return Status(
             self.job,
-            self.doing,
+            f"waiting: {self.waiting}" if self.waiting else self.doing,
             states,
             os.getpid(),
             self._began_s,

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from counterplay.core.errors import CounterplayError, StoreError
-from counterplay.core.protocols import fingerprint_of
 from counterplay.growing import Watching
 from counterplay.jobs.desk import SentDesk
 from counterplay.jobs.pools import HostedPolicy, HostedVerifier, PolicyHost, VerifierHost
@@ -18,8 +15,6 @@ from counterplay.jobs.work import TreeWantedError, Work, Worked, Worker, by_logs
 
 if TYPE_CHECKING:
     from counterplay.core.journal import Journal
-    from counterplay.core.nouns import Proposal, State
-    from counterplay.core.protocols import Policy
     from counterplay.parts import Asked
     from counterplay.plan import Plan
 
@@ -44,12 +39,13 @@ class UnitWorker:
                 parts[part] = (HostedPolicy if part == "policy" else HostedVerifier)([host.answer.remote for host in hosts], told)
             if "policy" not in parts and self._plan.algorithm != "stitch" and not by_logs(self._asked):
                 parts["policy"] = self._asked.make_policy(concurrency=self._plan.pace.requests)
-            if "policy" in parts:
-                parts["policy"] = PatientPolicy(parts["policy"])
             self._worker = Worker(self._asked, self._plan, **parts)
         except CounterplayError as error:
             return error
         return None
+
+    async def alive(self) -> None:
+        """Answers as long as the event loop turns."""
 
     async def work(self, work: Work) -> AsyncIterator[list[tuple[Any, ...]]]:
         """What is answered while the unit is under way, as soon as it is, and in the end what came of it."""
@@ -71,7 +67,6 @@ class UnitWorker:
             self._post[unit].confirm(count)
 
     async def _work(self, work: Work, post: _Post) -> None:
-        waiting_for.set(post)
         watching = Watching(lambda record: post.put("grows", record))
 
         def new(scope: str, known: Mapping[str, str]) -> Journal:
@@ -117,30 +112,8 @@ class _Post:
             await self._confirmed.wait()
 
 
-waiting_for: ContextVar[_Post | None] = ContextVar("waiting_for", default=None)
-"""What has to be delivered before the unit under way asks its policy again."""
-
-
-class PatientPolicy:
-    """A policy that is asked once the driver has all that this unit was answered before."""
-
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
-        self.fingerprint = fingerprint_of(policy)
-        self.estimate = getattr(policy, "estimate", None)
-        self.tally = getattr(policy, "tally", None)
-
-    async def propose(self, state: State, n: int) -> Sequence[Proposal]:
-        post = waiting_for.get()
-        if post is not None:
-            await post.delivered()
-        answer: Any = self.policy.propose(state, n)
-        proposals: Sequence[Proposal] = await answer if inspect.isawaitable(answer) else answer
-        return proposals
-
-
 class SentJournal:
-    """One scope, of which `known` was answered before: what is answered now is on its way to the driver before it is used."""
+    """One scope, of which `known` was answered before: what is answered now is with the driver before it is used."""
 
     def __init__(self, post: _Post, scope: str, known: Mapping[str, str]) -> None:
         self._post, self._scope, self._known = post, scope, dict(known)
@@ -151,6 +124,9 @@ class SentJournal:
     def put(self, key: str, kind: str, answer: str) -> None:
         self._known[key] = answer
         self._post.put("answered", self._scope, key, kind, answer)
+
+    async def delivered(self) -> None:
+        await self._post.delivered()
 
 
 class PartHost:
@@ -163,6 +139,9 @@ class PartHost:
             self._host: PolicyHost | VerifierHost = PolicyHost(asked) if part == "policy" else VerifierHost(asked)
         except CounterplayError as error:
             self._failure = error
+
+    async def alive(self) -> None:
+        """Answers as long as the event loop turns."""
 
     async def told(self) -> dict[str, Any] | CounterplayError:
         return self._failure or self._host.told()

@@ -1,9 +1,9 @@
 """`RayCrew`: units worked on by actors of a Ray cluster (`counterplay[ray]`), local models and verifiers by actors that those ask.
 
 The driver alone has the store. A worker is sent what the store knows of a unit, and sends every answer back, in order, while the unit is
-under way; it asks the model nothing more before the driver has them. So neither a node nor a driver that is lost costs more than what was
-in flight. Nothing is uploaded: every node has counterplay installed, and the same
-modules of the user's.
+under way; it uses none before the driver has journalled it. So neither a node nor a driver that is lost costs more than what was in
+flight. An actor whose event loop stands still is ended as if it were lost. Nothing is uploaded: every node has counterplay installed, and
+the same modules of the user's.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from counterplay.core.errors import CounterplayError, StoreError, UserError
 from counterplay.core.journal import batch_of
 from counterplay.jobs.processes import check_picklable
 from counterplay.jobs.ray_worker import PartHost, UnitWorker
-from counterplay.jobs.team import Team, divided
+from counterplay.jobs.team import SILENT_S, STUCK, Silence, Team, divided
 from counterplay.jobs.work import Work, Worked, WorkerLostError, check_plan
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _OBJECT_STORE_BYTES = 256 << 20
 _SPARE = 8  # calls of an actor beside its units
 _STARTS = 3
+_ASKED_AGAIN = 1
 _OFF = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 
@@ -52,11 +54,12 @@ class RayCrew(Team):
         address: str | None = None,
         workers: int = 0,
         actors: Mapping[str, int] | None = None,
+        silent_s: float = SILENT_S,
     ) -> None:
         check_plan(asked, plan)
         check_picklable((asked, plan))
         sizes = _sizes(asked, plan, actors or {})
-        super().__init__(store, plan)
+        super().__init__(store, plan, silent_s=silent_s)
         self.ours = _connect(address)
         import ray
 
@@ -66,6 +69,8 @@ class RayCrew(Team):
         turns = cycle(places)
         self.hosts = {part: [_host(part, asked, next(turns)) for _ in range(size)] for part, size in sizes.items()}
         self._members = [_Actor(self, asked, each, next(turns), cpus) for each in plans]
+        self._watching: list[asyncio.Task[None]] = []
+        self._closed = False
 
     @property
     def members(self) -> list[_Actor]:
@@ -74,10 +79,25 @@ class RayCrew(Team):
     def start(self) -> None:
         for member in self._members:
             member.start()
+        self._watching = [asyncio.create_task(self._watch(host)) for hosts in self.hosts.values() for host in hosts]
+
+    async def _watch(self, host: Any) -> None:
+        """End an actor that holds a part and does not answer, for its successor to be asked."""
+        import ray
+
+        while True:
+            if await _silent(host, self.silent_s) is not None:
+                ray.kill(host, no_restart=False)
+            await asyncio.sleep(min(1.0, self.silent_s / 4))
 
     async def close(self) -> None:
         import ray
 
+        if self._closed:
+            return
+        self._closed = True
+        for task in self._watching:
+            task.cancel()
         for member in self._members:
             member.end()
         for hosts in self.hosts.values():
@@ -100,6 +120,8 @@ class _Actor:
         self._actor: Any = None
         self._fruitless = 0
         self._starting: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._fell: tuple[Any, int, str] = (None, 0, "")
 
     def start(self) -> None:
         self._starting = asyncio.create_task(self._start())
@@ -123,8 +145,7 @@ class _Actor:
                 actor.taken.remote(work.unit, len(messages))
         except ray.exceptions.RayError as error:
             self._lost(actor)
-            got = f"the worker of unit {work.unit} is gone ({type(error).__name__})"
-            raise WorkerLostError(got, do="It is tried again; what was answered is kept.") from error
+            raise self._gone(actor, error) from error
         except (asyncio.CancelledError, StoreError):
             if stream is not None and self.is_up:  # else it has been ended with its worker
                 ray.cancel(stream)
@@ -136,8 +157,9 @@ class _Actor:
     def end(self) -> None:
         import ray
 
-        if self._starting is not None:
-            self._starting.cancel()
+        for task in (self._starting, self._watching):
+            if task is not None:
+                task.cancel()
         if self._actor is not None:
             ray.kill(self._actor)
         self.is_up = False
@@ -169,6 +191,7 @@ class _Actor:
                 self._actor = made.options(scheduling_strategy=where, **options).remote(sys.path, *self._orders, self.crew.hosts)
                 self.failure = await self._actor.up.remote()
                 self.is_up, self._fruitless = self.failure is None, 0
+                self._watching = asyncio.create_task(self._watch(self._actor))
             except ray.exceptions.RayError as error:
                 if self._fruitless >= _STARTS:
                     got = f"{_STARTS} workers ended one after another before they began: {str(error).splitlines()[0]}"
@@ -177,14 +200,55 @@ class _Actor:
                 self.failure = UserError(f"no worker can be made: {type(error).__name__}: {error}", "a Ray cluster that makes actors")
         await self.crew.changed()
 
-    def _lost(self, actor: Any) -> None:
+    async def _watch(self, actor: Any) -> None:
+        """Replace an actor that is gone or does not answer, also where no unit would tell."""
+        silence = await _silent(actor, self.crew.silent_s)
+        self._lost(actor, "" if silence is None else str(silence))
+
+    def _lost(self, actor: Any, why: str = "") -> None:
         """Replace a worker that is gone, once for all of its units; the next one takes what room there is."""
         import ray
 
         if actor is self._actor and self.is_up:
+            self._fell = (actor, len(self.flying), why)
             self.is_up, self._cpus = False, 0
             ray.kill(actor)
             self.start()
+
+    def _gone(self, actor: Any, error: Exception) -> WorkerLostError:
+        """What its units are told of an actor that is lost. It may have been at several, whichever of them hears of it first."""
+        fell, units, why = self._fell
+        alone = units == 1 and fell is actor
+        if why and fell is actor:
+            return WorkerLostError(f"a worker {why}", do=STUCK, alone=alone)
+        return WorkerLostError(
+            f"a worker is gone ({type(error).__name__})", do="It is tried again; what was answered is kept.", alone=alone
+        )
+
+
+async def _silent(actor: Any, limit_s: float) -> Silence | None:
+    """Wait until an actor has been silent for so long since it came up; None where it is gone."""
+    import ray
+
+    silence = Silence(limit_s)
+
+    async def beats() -> None:
+        with suppress(ray.exceptions.RayError):
+            while True:
+                await actor.alive.remote()
+                silence.broken()
+                await asyncio.sleep(silence.every_s)
+
+    with suppress(ray.exceptions.RayError):
+        await actor.alive.remote()
+        tasks = [asyncio.create_task(beats()), asyncio.create_task(silence.too_long())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            return None if tasks[0].done() else silence
+        finally:
+            for task in tasks:
+                task.cancel()
+    return None
 
 
 def _sizes(asked: Asked, plan: Plan, given: Mapping[str, int]) -> dict[str, int]:
@@ -232,7 +296,8 @@ def _places(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _host(part: str, asked: Asked, place: str) -> Any:
-    """An actor that holds a part. What was asked of one that is lost is asked again of its successor: nothing has a side effect.
+    """An actor that holds a part. What was asked of one that is lost is asked again of its successor, for nothing has a side effect;
+    a question that costs two of them is answered by that error.
 
     It claims no CPU, so that the successor finds a place wherever there is a node.
     """
@@ -240,5 +305,5 @@ def _host(part: str, asked: Asked, place: str) -> Any:
 
     gpus = min(1, int(ray.cluster_resources().get("GPU", 0))) if part == "policy" else 0
     where = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(place, soft=True)
-    options = {"num_cpus": 0, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": 1000}
+    options = {"num_cpus": 0, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": _ASKED_AGAIN, "max_concurrency": 1000}
     return ray.remote(PartHost).options(scheduling_strategy=where, **options).remote(sys.path, part, asked)

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 from counterplay.core.journal import MemoryJournal
 from counterplay.core.nouns import Message, Outcome, Source, Step, Trace, Trajectory
 from counterplay.jobs.habits import Habits, Move, Rehearsing, Tokens, answers_of, moves_of, seen_in, uniform
+from counterplay.jobs.stops import bound_in
 from counterplay.searching import TraceSearch
 
 if TYPE_CHECKING:
     from counterplay.core.budget import Budget
     from counterplay.core.nouns import State
     from counterplay.core.records import SearchRecord
+    from counterplay.jobs.reserving import Reserves
     from counterplay.parts import Asked
     from counterplay.plan import Plan
 
@@ -28,11 +30,12 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Rehearsed:
     """What the search of one trace would use, by kind of budget, its tokens also by input and output; `waves` are model calls that wait
-    for one another.
+    for one another; `stopped` is the kind of its budget that ended it, empty where none did.
     """
 
     used: Mapping[str, float]
     waves: int
+    stopped: str = ""
 
 
 class World:
@@ -124,16 +127,25 @@ def stand_in(trace: Trace) -> Trace:
 
 
 async def rehearse(
-    trace: Trace, asked: Asked, plan: Plan, habits: Habits, budget: Callable[[], Budget], *, rate: tuple[float, float], process: bool
+    trace: Trace,
+    asked: Asked,
+    plan: Plan,
+    habits: Habits,
+    budget: Callable[[], Budget],
+    *,
+    rate: tuple[float, float],
+    process: bool,
+    reserves: Reserves | None = None,
 ) -> Rehearsed:
     """What the search of `trace` is expected to use. `rate` counts successes and failures of its task, `process` says that there is a
-    verifier with opinions on unfinished runs. Raises UserError where the search can't be run.
+    verifier with opinions on unfinished runs, `reserves` what is set aside for a proposal (None: as much as the largest one so far took).
+    Raises UserError where the search can't be run.
     """
     run = stand_in(trace)
     faults = Faults(run, rate, asked.seed)
     greedy = asked.temperature == 0
     price = asked.price if asked.policy.startswith(("openai:", "batch:")) else None
-    policy = Rehearsing(habits, Tokens(trace, asked.max_tokens), price, greedy=greedy, seed=asked.seed)
+    policy = Rehearsing(habits, Tokens(trace, asked.max_tokens), price, greedy=greedy, seed=asked.seed, reserves=reserves)
 
     def opinion(trajectory: Trajectory) -> float | None:
         return faults.value(trajectory, finished=trajectory.finished) if process or trajectory.finished else None
@@ -143,4 +155,4 @@ async def rehearse(
     done = await search.run(run, lambda _: World(habits, faults, len(run.trajectory), recorded=recorded), budget, Desk([run]))
     used = {kind: amount for kind, amount in asdict(done.record.used).items() if amount and kind != "seconds"}
     tokens = {kind: done.record.config["usage"][kind] for kind in ("input_tokens", "output_tokens")}
-    return Rehearsed({**used, **tokens}, policy.waves)
+    return Rehearsed({**used, **tokens}, policy.waves, bound_in(done.record.stopped))

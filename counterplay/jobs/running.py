@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import signal
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from counterplay.core.budget import Budget
 from counterplay.core.canonical import dumps, loads
-from counterplay.core.errors import UserError
 from counterplay.jobs import report as reports
-from counterplay.jobs.datasets import Made, make_datasets
+from counterplay.jobs.beginning import check_sources
+from counterplay.jobs.beginning import opened as store_of
+from counterplay.jobs.datasets import Made, family, make_datasets
 from counterplay.jobs.driver import Driver
 from counterplay.jobs.events import Events, Listener
 from counterplay.jobs.loading import Loader
@@ -23,6 +24,10 @@ from counterplay.jobs.planning import planned
 from counterplay.jobs.progress import SETTLED, Progress
 from counterplay.jobs.ready import check_parts
 from counterplay.jobs.retries import Retries
+from counterplay.jobs.stopping import Interrupts
+from counterplay.jobs.taken import Taken, taken
+from counterplay.jobs.unmatched import nothing_selected
+from counterplay.jobs.waiting import Waiting, servers_of
 
 if TYPE_CHECKING:
     from counterplay.core.store import IngestReport, JobRow, Store
@@ -32,7 +37,6 @@ if TYPE_CHECKING:
 
 INTERRUPTED = "interrupted"
 _PACE = "pace"
-_MEMORY = "512MB"
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Opened:
     """A job in its store: its row, what was read for it, and what a person should know about which job it is."""
 
     row: JobRow
-    read: IngestReport | None = None
+    read: Taken = field(default_factory=Taken)
     said: tuple[str, ...] = ()
 
 
@@ -55,32 +59,44 @@ def run(
     """Work on the job until every unit has settled, then make its datasets; the report is in its output folder as well.
 
     `only` so many units are worked on and no dataset is made (a probe); None: all. `watch` is shown how far it is every second, `say` told
-    what a person should know, `listeners` all that happens (docs/operations.md). Ctrl-C is a way to end it: the same command goes on.
-    Raises StoreError where the store can't be had.
+    what a person should know, `listeners` all that happens (docs/operations.md). Ctrl-C is a way to end it: the same command goes on. While
+    units are worked on it leads to a report, before and after to KeyboardInterrupt. Raises StoreError where the store can't be had.
     """
-    events = Events(job.job.name, listeners)
-    with events.command(job.job.name):
-        return _ran(job, events, only, watch, say)
+    command = _Command(job, only, watch, say, Events(job.job.name, listeners))
+    with command.events.command(job.job.name), command.interrupts.heard():
+        return _ran(command)
 
 
-def _ran(job: Job, events: Events, only: int | None, watch: Callable[[Any], None] | None, say: Callable[[str], None]) -> Report:
-    from counterplay.core.store import Store
+@dataclass(frozen=True)
+class _Command:
+    """What one command was told, and what it hears meanwhile."""
 
+    job: Job
+    only: int | None
+    watch: Callable[[Any], None] | None
+    say: Callable[[str], None]
+    events: Events
+    interrupts: Interrupts = field(default_factory=Interrupts)
+
+
+def _ran(command: _Command) -> Report:
+    job, only, say, events = command.job, command.only, command.say, command.events
     job.hand_over_key()
     check_parts(job)
     began_s = time.monotonic()
-    job.job.store.parent.mkdir(parents=True, exist_ok=True)
-    with Store.open(job.job.store, memory=job.engine.memory or _MEMORY) as store:
-        with events.stage("ingest"):
-            opened = begin(store, job, say=say)
+    with store_of(job) as store:
+        with events.stage("ingest") as told:
+            opened = begin(store, job, say=say, events=events)
+            told.update(opened.read.counts)
+            command.interrupts.check()
         for line in opened.said:
             say(line)
         before = store.unit_counts(opened.row.id)
         events.opened(opened.row.id, before, _settled(before))
-        progress = Progress(job.job.store, opened.row.id, _at_start(before), watch=watch)
+        progress = Progress(job.job.store, opened.row.id, _at_start(before), watch=command.watch)
         try:
             with events.stage("units"):
-                ended = _worked(store, job, progress, only, events)
+                ended = _worked(store, command, progress)
             made: list[Made] = []
             if not ended and only is None:
                 with progress.meanwhile("making datasets"), events.stage("exports"):
@@ -105,7 +121,7 @@ def _ran(job: Job, events: Events, only: int | None, watch: Callable[[Any], None
     return found
 
 
-def begin(store: Store, job: Job, *, say: Callable[[str], None] = lambda _: None) -> Opened:
+def begin(store: Store, job: Job, *, say: Callable[[str], None] = lambda _: None, events: Events | None = None) -> Opened:
     """The job that this command is about: the one under way, else a new one over what is new, else the last one, which has ended."""
     rows, named = family(store, job), [row for row in store.jobs() if row.name == job.job.name]
     said = []
@@ -119,17 +135,16 @@ def begin(store: Store, job: Job, *, say: Callable[[str], None] = lambda _: None
     if not rows and named:
         do = f"its answers stay in the journal and are not asked for again; go on with the old one by its own file: {named[-1].id}"
         said.append(f"the job {job.job.name!r} is another than before, for what decides its results has changed; {do}")
-    read = take_in(store, job, say)
-    row = _made(store, job, rows)
+    read = taken(store, lambda: take_in(store, job, say))
+    if read.unreadable:
+        said.append(read.said(job))
+        if events is not None:
+            events.tell("inputs.rejected", level=logging.WARNING, **read.logged())
+    row = _made(store, job, rows, read)
     if row is None:
         said.append(f"nothing new for {rows[-1].id}; its datasets are made again from what is stored")
         return Opened(rows[-1], read, tuple(said))
     return Opened(row, read, tuple(said))
-
-
-def family(store: Store, job: Job) -> list[JobRow]:
-    """The jobs of this content in the store, the oldest first: one for each time that there was something new."""
-    return [row for row in store.jobs() if row.id == job.family or row.id.startswith(f"{job.family}.")]
 
 
 def _unsettled(store: Store, row: JobRow) -> bool:
@@ -138,7 +153,7 @@ def _unsettled(store: Store, row: JobRow) -> bool:
     return bool(counts["pending"] or counts["running"] or (row.state == "running" and sum(counts.values())))
 
 
-def _made(store: Store, job: Job, rows: Sequence[JobRow]) -> JobRow | None:
+def _made(store: Store, job: Job, rows: Sequence[JobRow], read: Taken) -> JobRow | None:
     """A new job with its units; None where there is nothing that the jobs before it did not have. A job without units was never made."""
     empty = next((row for row in rows if not sum(store.unit_counts(row.id).values())), None)
     units = planned(store, job, [row for row in rows if row is not empty])
@@ -146,8 +161,7 @@ def _made(store: Store, job: Job, rows: Sequence[JobRow]) -> JobRow | None:
     if first is None and rows:
         return None
     if first is None:
-        do = f"See what there is: counterplay stats --store {job.job.store}"
-        raise UserError(f"got no trace that [select] leaves in {job.job.store}", "at least one", do)
+        raise nothing_selected(store, job, read)
     name = empty.id if empty is not None else job.family if not rows else f"{job.family}.{len(rows) + 1}"
     row = store.put_job(name, job.job.name, job.to_json())
     store.add_units(name, chain([first], units))
@@ -159,6 +173,7 @@ def take_in(store: Store, job: Job, say: Callable[[str], None]) -> IngestReport 
     from counterplay import loop, reading
     from counterplay.pulling import together
 
+    check_sources(job)
     taken = []
     for source in job.source:
         rules = reading.rules_for(source.redact, source.redact_rules, off=source.no_redact)
@@ -176,14 +191,16 @@ def _at_start(counts: Mapping[Any, int]) -> dict[str, int]:
     return {**counts, "pending": counts["pending"] + counts["running"], "running": 0}
 
 
-def _worked(store: Store, job: Job, progress: Progress, only: int | None, events: Events) -> str:
+def _worked(store: Store, command: _Command, progress: Progress) -> str:
     """Why the work ended; empty where all has settled. Nothing is made ready where there is nothing to do."""
     if not progress.states["pending"]:
         return ""
-    return asyncio.run(_work(store, job, progress, only, events))
+    with Waiting(servers_of(command.job), progress, command.say).meanwhile():
+        return asyncio.run(_work(store, command, progress))
 
 
-async def _work(store: Store, job: Job, progress: Progress, only: int | None, events: Events) -> str:
+async def _work(store: Store, command: _Command, progress: Progress) -> str:
+    job, events = command.job, command.events
     asked, plan = prepared(store, job)
     crew = crew_of(store, job)
     driver = Driver(
@@ -195,21 +212,15 @@ async def _work(store: Store, job: Job, progress: Progress, only: int | None, ev
         retries=Retries(job.engine.attempts, job.engine.backoff_s),
         lease_s=job.engine.lease_s,
         seconds=Budget.parse(job.budget.total).limits.seconds,
-        limit=only,
+        limit=command.only,
         events=events,
     )
-    loop = asyncio.get_running_loop()
-    with suppress(NotImplementedError, RuntimeError, ValueError):  # not in the main thread, or not on this system
-        loop.add_signal_handler(signal.SIGINT, driver.stop, INTERRUPTED)
-        loop.add_signal_handler(signal.SIGTERM, driver.stop, INTERRUPTED)
     began_s, settled = time.monotonic(), progress.now().settled
     try:
-        return await driver.run()
+        with command.interrupts.told(partial(driver.stop, INTERRUPTED)):
+            return await driver.run()
     finally:
         _keep_pace(store, job, time.monotonic() - began_s, progress.live_calls, progress.now().settled - settled)
-        with suppress(NotImplementedError, RuntimeError, ValueError):
-            loop.remove_signal_handler(signal.SIGINT)
-            loop.remove_signal_handler(signal.SIGTERM)
         await crew.close()
 
 
@@ -244,7 +255,7 @@ def crew_of(store: Store, job: Job) -> Crew:
     if engine.kind == "ray":
         from counterplay.jobs.rayed import RayCrew
 
-        return RayCrew(store, asked, plan, address=engine.address, workers=engine.processes, actors=engine.actors)
+        return RayCrew(store, asked, plan, address=engine.address, workers=engine.processes, actors=engine.actors, silent_s=engine.silent_s)
     if engine.processes:
-        return Processes(store, asked, plan, workers=engine.processes)
+        return Processes(store, asked, plan, workers=engine.processes, silent_s=engine.silent_s)
     return InProcess(store, asked, plan)

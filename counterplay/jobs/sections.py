@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,6 +36,26 @@ Amounts = Annotated[str, BeforeValidator(_amounts), WithJsonSchema({"anyOf": [{"
 _EFFORT = "e.g. { model_calls = 4000, usd = 5 }, or the text model_calls=4000,usd=5; kinds: " + ", ".join(KINDS)
 
 
+def _one_or_more(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+def _here(value: Any) -> Any:
+    if isinstance(value, str) and "://" in value:
+        do = "To send datasets elsewhere: counterplay export KIND --store STORE --out " + value
+        raise ValueError(f"got {value}, wanted a path on this machine. {do}")
+    return value
+
+
+def _time(value: Any) -> Any:
+    """TOML has dates and times of its own."""
+    return value.isoformat() if isinstance(value, date) else value
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(_one_or_more)]
+"""Texts in a list; one alone needs no brackets."""
+Here = Annotated[Path, BeforeValidator(_here)]
+When = Annotated[str | None, BeforeValidator(_time)]
 _FILE_NAME = r"^([A-Za-z0-9][A-Za-z0-9_.-]*)?$"
 
 
@@ -48,7 +69,7 @@ class Head(Section):
     """[job]"""
 
     name: str = Field(description="What the job is called; its id begins with it.", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=60)
-    store: Path = Field(Path("counterplay.duckdb"), description="The store, one DuckDB file; made where there is none.")
+    store: Here = Field(Path("counterplay.duckdb"), description="The store, one DuckDB file; made where there is none.")
     seed: int = Field(0, description="Seed of sampling, of searches, and of what is drawn for the sample and the exports.")
 
 
@@ -63,7 +84,7 @@ class Source(Section):
         None, description="Which files may hold parts of one trace; none: all of a folder, and of a prefix those of a partition."
     )
     effects: Path | None = Field(None, description="TOML table of tool effects that completes what the logs say.")
-    redact: tuple[str, ...] = Field((), description="Also replaced, beside secrets: pii, or email, card, iban, us-ssn, ip, phone.")
+    redact: Texts = Field((), description="Also replaced, beside secrets: pii, or email, card, iban, us-ssn, ip, phone.")
     redact_rules: Path | None = Field(None, description="TOML file of kinds and patterns to replace, in place of secrets.")
     no_redact: bool = Field(False, description="Store everything as logged, secrets too.")
 
@@ -74,17 +95,17 @@ class Select(Section):
     which: Literal["failed", "succeeded", "all"] | None = Field(
         None, description="By outcome. Where not given: failed, and for the search stitch all."
     )
-    agents: tuple[str, ...] = Field((), description="Only traces of these agents.")
-    tasks: tuple[str, ...] = Field((), description="Only traces of these tasks.")
-    tags: tuple[str, ...] = Field((), description="Only traces that have all of these tags.")
-    formats: tuple[str, ...] = Field((), description="Only traces that came in one of these formats.")
+    agents: Texts = Field((), description="Only traces of these agents.")
+    tasks: Texts = Field((), description="Only traces of these tasks.")
+    tags: Texts = Field((), description="Only traces that have all of these tags.")
+    formats: Texts = Field((), description="Only traces that came in one of these formats.")
     cost_above_usd: float | None = Field(None, ge=0, description="Only traces that cost more; those without a price are left out.")
     steps_above: int | None = Field(None, ge=0, description="Only traces whose main trajectory has more steps.")
-    since: str | None = Field(None, description="Only traces from then on: an ISO date or time (UTC), or an age such as 7d, 12h.")
-    until: str | None = Field(None, description="Only traces before then, given like `since`.")
+    since: When = Field(None, description="Only traces from then on: an ISO date or time (UTC), or an age such as 7d, 12h.")
+    until: When = Field(None, description="Only traces before then, given like `since`.")
     sample: float | None = Field(None, gt=0, le=1, description="A share of all traces, drawn by id and seed: stable as the store grows.")
     limit: int | None = Field(None, ge=1, description="At most so many, the first by id, however often the job is run.")
-    traces: tuple[str, ...] = Field((), description="These traces alone, by id.")
+    traces: Texts = Field((), description="These traces alone, by id.")
 
     @field_validator("since", "until")
     @classmethod
@@ -99,7 +120,7 @@ class Policy(Section):
     """[policy]: the model that is asked what else could have been done."""
 
     spec: str = Field("", description="openai:MODEL, batch:FOLDER:MODEL, transformers:DIR, logged, or module:attr; none for stitch.")
-    base_urls: tuple[str, ...] = Field((), description="OpenAI-compatible servers of the same model; none: OPENAI_BASE_URL, else OpenAI.")
+    base_urls: Texts = Field((), description="OpenAI-compatible servers of the same model; none: OPENAI_BASE_URL, else OpenAI.")
     api_key: str | None = Field(None, description="Key of the server, as ${NAME} of the environment; else OPENAI_API_KEY.")
     temperature: float = Field(1.0, ge=0, description="Sampling temperature; 0 is greedy.")
     max_tokens: int | None = Field(None, ge=1, description="The most tokens an action may have; none: the policy's own default.")
@@ -111,7 +132,7 @@ class Environment(Section):
     """[environment]: where alternatives are played out."""
 
     spec: str = Field("recorded", description="recorded, or module:attr, a factory of worlds by task.")
-    allow_external: tuple[str, ...] = Field((), description="Tools with external effect that may really be called, and again in prefixes.")
+    allow_external: Texts = Field((), description="Tools with external effect that may really be called, and again in prefixes.")
     simulate: str = Field("", description="Answers what the recordings do not hold: nearest, openai:MODEL or module:attr.")
 
 
@@ -147,6 +168,9 @@ class Pacing(Section):
     in_flight: int | None = Field(None, ge=1, description="Requests in flight; 64 where not given, and no limit for transformers:.")
     requests_per_minute: float | None = Field(None, ge=1, description="Requests a minute.")
     tokens_per_minute: float | None = Field(None, ge=1, description="Tokens a minute.")
+    timeout_s: float | None = Field(
+        None, gt=0, le=86_400, description="Seconds a server may take for an answer before it is asked again; 120 where not given."
+    )
 
 
 class Engine(Section):
@@ -155,7 +179,10 @@ class Engine(Section):
     kind: Literal["local", "ray"] = Field("local", description="This machine, or a Ray cluster (counterplay[ray]).")
     processes: int = Field(0, ge=0, description="Processes that work; 0: this one alone. For ray: worker actors, 0 one for each CPU.")
     at_once: int = Field(16, ge=1, le=100_000, description="Units that are worked on at once, over all processes.")
-    lease_s: float = Field(300.0, gt=0, le=31_536_000, description="Seconds after which a unit whose worker is silent is given out again.")
+    lease_s: float = Field(300.0, gt=0, le=31_536_000, description="Seconds after which a unit whose driver is gone is given out again.")
+    silent_s: float = Field(
+        900.0, gt=0, le=31_536_000, description="Seconds without a sign of life after which a worker process or actor is ended as stuck."
+    )
     attempts: int = Field(3, ge=1, le=1000, description="How often a unit is tried before it is parked.")
     backoff_s: float = Field(2.0, ge=0, description="Seconds before the second try; doubled for each further one, more after rate limits.")
     memory: str | None = Field(None, description="What the store may take of memory, e.g. 1GB.")
@@ -202,4 +229,4 @@ class Export(BaseModel):
 class Output(Section):
     """[output]"""
 
-    folder: Path = Field(Path("out"), description="Where datasets, report.json and report.md go.")
+    folder: Here = Field(Path("out"), description="Where datasets, report.json and report.md go.")

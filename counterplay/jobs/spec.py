@@ -19,7 +19,21 @@ from pydantic import Field, ValidationError, model_validator
 from counterplay.core.canonical import canonical, content_key
 from counterplay.core.errors import UserError
 from counterplay.jobs import checking, sections
-from counterplay.jobs.sections import Engine, Environment, Export, Head, Limits, Output, Pacing, Policy, Search, Section, Select, Source
+from counterplay.jobs.sections import (
+    Engine,
+    Environment,
+    Export,
+    Head,
+    Limits,
+    Output,
+    Pacing,
+    Policy,
+    Search,
+    Section,
+    Select,
+    Source,
+    Texts,
+)
 from counterplay.parts import Asked
 from counterplay.plan import Pace, Plan
 from counterplay.searching import check_price
@@ -41,7 +55,7 @@ class Job(Section):
     select: Select = Field(Select.model_validate({}), description="Which traces the job is about.")
     policy: Policy = Field(Policy.model_validate({}), description="The model that is asked.")
     environment: Environment = Field(Environment.model_validate({}), description="Where alternatives are played out.")
-    verifiers: tuple[str, ...] = Field(
+    verifiers: Texts = Field(
         (), description="NAME, policy:FILE, judge:MODEL, prm:FOLDER or module:attr; all must be content. None: the outcome."
     )
     search: Search = Field(Search.model_validate({}), description="How alternatives are looked for.")
@@ -82,7 +96,9 @@ class Job(Section):
         """The job in tables as TOML gives them. `folder` is what its paths are relative to; None: the working directory."""
         tables = dict(found)
         if "verifier" in tables:  # [[verifier]] tables, each with a spec
-            tables["verifiers"] = [*tables.get("verifiers", ()), *_specs(tables.pop("verifier"), name)]
+            given = tables.get("verifiers", ())
+            first = given if isinstance(given, list | tuple) else [given]
+            tables["verifiers"] = [*first, *_specs(tables.pop("verifier"), name)]
         _only_secrets(tables.get("policy"), tables, name)
         try:
             made = cls.model_validate(tables)
@@ -141,6 +157,7 @@ class Job(Section):
             policy.price,
             policy.extra_body,
             world.simulate,
+            timeout_s=self.pace.timeout_s,
         )
 
     def plan(self) -> Plan:
@@ -148,7 +165,7 @@ class Job(Section):
         search = self.search
         return Plan.parse(
             search.algorithm,
-            checking.search_options(search.options),
+            checking.search_options(search.algorithm, search.options),
             fork=None if search.fork is None else str(search.fork),
             budget=checking.without(self.budget.total, "seconds"),
             trace_budget=self.budget.per_trace,
@@ -175,6 +192,8 @@ _START = "See docs/jobs.md, or begin with: counterplay run --init"
 
 
 def _specs(tables: Any, name: str) -> list[Any]:
+    if not isinstance(tables, list | tuple):
+        raise UserError(f"{name}: got one table, or a value, for verifier", "tables in double brackets: [[verifier]]")
     found = [table.get("spec") if isinstance(table, Mapping) and set(table) == {"spec"} else None for table in tables]
     if None in found:
         raise UserError(f"{name}: got a [[verifier]] with other keys", "spec alone", 'For example: spec = "ledger"')

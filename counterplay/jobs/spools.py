@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from counterplay.core.errors import StoreError
@@ -64,10 +64,10 @@ class Spool:
 
 
 class SpooledJournal:
-    """One scope, of which `known` was answered before: a `core.journal.Journal`."""
+    """One scope, of which `known` was answered before: a `core.journal.Journal`. `on_put` is called for every answer."""
 
-    def __init__(self, spool: Spool, scope: str, known: Mapping[str, str]) -> None:
-        self._spool, self._scope, self._known = spool, scope, dict(known)
+    def __init__(self, spool: Spool, scope: str, known: Mapping[str, str], on_put: Callable[[], None] = lambda: None) -> None:
+        self._spool, self._scope, self._known, self._on_put = spool, scope, dict(known), on_put
 
     def get(self, key: str) -> str | None:
         return self._known.get(key)
@@ -75,6 +75,7 @@ class SpooledJournal:
     def put(self, key: str, kind: str, answer: str) -> None:
         self._spool.append(self._scope, key, kind, answer)
         self._known[key] = answer
+        self._on_put()
 
 
 def spools_of(base: str) -> list[str]:

@@ -60,7 +60,7 @@ attempts = 3                   # then a unit is parked, for somebody to look at
 
 [[export]]                     # made once all units have settled
 kind = "sft"
-tokenizer = "my-model-folder"  # a folder whose chat template measures the rows; leave out to measure none
+# tokenizer = "my-model-folder"  # a folder whose chat template measures the rows
 held_out = 0.1
 
 [[export]]

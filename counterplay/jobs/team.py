@@ -1,8 +1,12 @@
-"""Which worker gets which unit, where the workers are elsewhere: who has least to do, and nobody beside a unit that lost its worker."""
+"""Which worker gets which unit, where the workers are elsewhere: who has least to do, and nobody beside a unit that lost its worker.
+
+And which worker does not answer any more: one whose event loop stands still, in native code or in a loop without an end.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence, Sized
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
@@ -14,9 +18,10 @@ from counterplay.jobs.work import TreeWantedError, Work, Worked, WorkerLostError
 from counterplay.plan import Pace, Plan
 
 if TYPE_CHECKING:
+    from counterplay.core.records import SearchRecord
     from counterplay.core.store import Store
 
-
+SILENT_S = 900.0
 _PATIENCE_S = 10.0
 
 
@@ -39,11 +44,12 @@ class Member(Protocol):
 class Team:
     """What crews of workers without the store have in common.
 
-    A unit whose worker was lost is worked on alone the next time, so that one which kills its worker takes no other with it.
+    A unit whose worker was lost is worked on alone the next time, so that one which kills its worker takes no other with it, and is
+    known by that. A worker that is silent for `silent_s` seconds is ended.
     """
 
-    def __init__(self, store: Store, plan: Plan) -> None:
-        self.store, self.size = store, plan.concurrency
+    def __init__(self, store: Store, plan: Plan, *, silent_s: float) -> None:
+        self.store, self.size, self.silent_s = store, plan.concurrency, silent_s
         self.watching = Watching(store.put_search)
         self._searched = plan.algorithm != "stitch"
         self._filling = Filling(store)
@@ -66,12 +72,13 @@ class Team:
             if not self._started:
                 self._started = True
                 self.start()
-            filled = await self._filling.filled(work, searched=self._searched)
+            trees: dict[str, SearchRecord] = {}
             while True:
+                filled = await self._filling.filled(replace(work, trees=trees), searched=self._searched)
                 try:
                     return await self._by_one(filled)
                 except TreeWantedError as wanted:
-                    filled = replace(filled, trees={**filled.trees, wanted.search_id: self.store.search(wanted.search_id)})
+                    trees = {**trees, wanted.search_id: self.store.search(wanted.search_id)}
 
     async def changed(self) -> None:
         """Tell those who wait for a member that one may be free. Who comes up first does not get everything: others have a while."""
@@ -116,6 +123,38 @@ class Team:
                 member.alone = ""
                 raise
             return member
+
+
+class Silence:
+    """How long a worker has said nothing. Time in which this process did not look, because it stood still itself, does not count.
+
+    A worker that is `coming_up` has a quarter of an hour at least: it may have a model to load.
+    """
+
+    def __init__(self, limit_s: float, *, coming_up: bool = False) -> None:
+        self.limit_s, self.every_s = max(limit_s, SILENT_S) if coming_up else limit_s, min(1.0, limit_s / 4)
+        self._silent_s = 0.0
+
+    def up(self, limit_s: float) -> None:
+        """The worker is up: from now on this is the limit."""
+        self.limit_s = limit_s
+
+    def broken(self) -> None:
+        """The worker said something."""
+        self._silent_s = 0.0
+
+    async def too_long(self) -> None:
+        """Return once the worker has been silent for the limit."""
+        while self._silent_s < self.limit_s:
+            began_s = time.monotonic()
+            await asyncio.sleep(self.every_s)
+            self._silent_s += min(time.monotonic() - began_s, 2 * self.every_s)
+
+    def __str__(self) -> str:
+        return f"did not answer for {self.limit_s:g} s and was ended: its event loop stood still"
+
+
+STUCK = "Look at the verifier, the environment or the model; [engine] silent_s is how long a single call of theirs may take."
 
 
 def _is_free(member: Member) -> bool:

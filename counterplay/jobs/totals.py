@@ -8,6 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from counterplay.core.budget import KINDS, Budget
+from counterplay.jobs.paid import NAMES
+from counterplay.jobs.stops import Stopped, bound_in
+
 if TYPE_CHECKING:
     from counterplay.core.store import UnitRow
     from counterplay.jobs.work import Worked
@@ -30,8 +34,16 @@ def result_of(worked: Worked) -> dict[str, Any]:
         "notes": dict(worked.notes),
         "failures": {kind: failed["count"] for kind, failed in worked.failures.items()},
         "held": worked.held,
+        "stopped": sorted({kind for record in worked.records if (kind := bound_in(record.stopped))}),
     }
     return {name: value for name, value in found.items() if value}
+
+
+def paid_result(paid: Mapping[str, float]) -> dict[str, Any]:
+    """What `Store.paid_since` says of a trace, as a result says it."""
+    if not paid:
+        return {}
+    return {"live_calls": round(paid["draws"]), "tally": {name: paid[name] for name in NAMES if paid[name]}}
 
 
 def with_earlier(result: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,6 +53,17 @@ def with_earlier(result: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[
     tally.update(earlier.get("tally", {}))
     paid = {"live_calls": calls, "tally": dict(tally)}
     return {**result, **{name: value for name, value in paid.items() if value}}
+
+
+def general(reason: str) -> str:
+    """A reason without its figures and ids, by which reasons are counted together."""
+    return _PARTICULAR.sub("…", reason)
+
+
+def limits_of(budget: str) -> dict[str, float]:
+    """The limits of a budget, by kind."""
+    limits = Budget.parse(budget).limits
+    return {kind: limit for kind in KINDS if (limit := getattr(limits, kind)) is not None}
 
 
 @dataclass
@@ -61,7 +84,7 @@ class Reason:
 @dataclass
 class Totals:
     """All units of a job together. `used` and `tally` are by kind, `notes` by what they say, `reasons` by state, class and words without
-    their figures.
+    their figures, `stopped` by the kind of their budget. `own` are limits that each unit has beside its share.
     """
 
     states: Counter[str] = field(default_factory=Counter)
@@ -75,12 +98,18 @@ class Totals:
     solved: int = 0
     searches: int = 0
     held: int = 0
+    stopped: dict[str, Stopped] = field(default_factory=dict)
+    own: Mapping[str, float] = field(default_factory=dict)
 
     def add(self, unit: UnitRow) -> None:
         self.states[unit.state] += 1
         self.add_result(unit.result)
+        used = unit.result.get("used", {})
+        for kind in unit.result.get("stopped", ()):
+            share = {**unit.share, **self.own}.get(kind)
+            self.stopped.setdefault(kind, Stopped()).add(unit.traces[0], share, used.get(kind, 0.0), asked="model_calls" in used)
         if unit.reason:
-            said = _PARTICULAR.sub("…", unit.reason)
+            said = general(unit.reason)
             key = (unit.state, unit.error_class, said)
             if key not in self.reasons and len(self.reasons) >= _REASONS:
                 key = (unit.state, unit.error_class, _OTHER)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from counterplay.core.budget import Amounts, Budget
@@ -17,6 +17,7 @@ from counterplay.core.errors import CounterplayError, PolicyError, StoreError, U
 from counterplay.core.nouns import Trace
 from counterplay.core.records import SearchRecord
 from counterplay.forking import READING
+from counterplay.jobs.paid import NAMES, Paid
 from counterplay.parts import Asked, closing
 from counterplay.plan import Plan, check_stitch
 from counterplay.search.fairness import Limiter, shared
@@ -66,8 +67,9 @@ class Worked:
     `done`: `records` are its trees, which came to their end unhurt. `failed`: why is in `reason`, `error_class` is one of `ERRORS`, and
     `records` hold what there is: a tree in which calls failed is better than none, and made again by the next attempt. `skipped`: there
     is nothing to search, for the `reason` given. `held` says that the records were complete in the store. `used` is what the budget was
-    charged, answers from the journal included, `live_calls` the calls really made. `tally` is what the policy counted since the worker's
-    last unit, so that the tallies of all units add up. `failures` are those in the trees, by kind.
+    charged, answers from the journal included, `live_calls` the calls really made, whatever became of them. `tally` has the answered
+    requests behind those, their tokens and dollars, as they are in the journal, and what else the policy counted (repeats, waste) since
+    the worker's last unit, so that the tallies of all units add up. `failures` are those in the trees, by kind.
     """
 
     unit: str
@@ -87,20 +89,30 @@ class Worked:
 
 ERRORS: Mapping[str, str] = {
     "rate_limit": "the server asked for fewer requests",
-    "server": "the server failed, did not answer in time or can't be reached",
+    "server": "the server failed, did not answer in time or broke off the connection",
+    "unreached": "no connection to the server comes about",
+    "closed": "the server lets nobody in: the key, the credit or the model",
     "policy": "the policy failed in another way",
     "refused": "the server refuses this request, and would again",
     "verifier": "a verifier failed",
     "environment": "an environment failed",
     "user": "something is not as it has to be, and won't be in the next attempt",
-    "lost": "the worker is gone",
+    "lost": "the worker is gone, or did not answer any more",
+    "beside": "the worker is gone, and was at other units too, each of which is now tried alone",
     "defect": "an error that nobody foresaw",
 }
 """What a unit may fail for. `user` and `refused` are not worth another attempt."""
 
 
 class WorkerLostError(CounterplayError):
-    """A worker is gone, and with it what it was at. What it was answered is journalled: another attempt goes on where it was."""
+    """A worker is gone, and with it what it was at. What it was answered is journalled: another attempt goes on where it was.
+
+    `alone`: it was at nothing else, so that the unit may be to blame. Where it was at several nobody knows which one was.
+    """
+
+    def __init__(self, got: str, wanted: str = "", do: str = "", *, alone: bool = True) -> None:
+        super().__init__(got, wanted, do)
+        self.alone = alone
 
 
 class TreeWantedError(Exception):
@@ -119,7 +131,8 @@ class Crew(Protocol):
     async def submit(self, work: Work) -> Worked:
         """What came of a unit.
 
-        Raises WorkerLostError where its worker is gone, StoreError where answers can't be kept, UserError where no worker can be made.
+        Raises WorkerLostError where its worker is gone (the unit is then worked on alone the next time), StoreError where answers can't be
+        kept, UserError where no worker can be made.
         """
         ...
 
@@ -155,17 +168,19 @@ class Worker:
         usable = [trace for trace in work.traces if trace.trajectory.steps]
         if not usable:
             return Worked(work.unit, "skipped", NO_STEPS)
+        paid = Paid(getattr(self.policy, "price", None))
         try:
             if self.plan.algorithm == "stitch":
                 return _of(work, [(record, facts_of(record, None)) for record in stitched(work.traces)])
             with nullcontext() if self._limiter is None else shared(self._limiter):
-                return await self._searched(work, desk)
+                worked = await self._searched(work, paid.desk(desk))
         except (StoreError, TreeWantedError):
             raise
         except CounterplayError as error:
-            return Worked(work.unit, "failed", str(error), _class_of(error), tally=self._tally())
+            worked = Worked(work.unit, "failed", str(error), _class_of(error))
         except Exception as error:  # noqa: BLE001  whatever it was, it is this unit's and must not stop the others
-            return Worked(work.unit, "failed", f"{type(error).__name__}: {error}", "defect", tally=self._tally())
+            worked = Worked(work.unit, "failed", f"{type(error).__name__}: {error}", "defect")
+        return replace(worked, live_calls=paid.live_calls, tally={**self._tally(), **paid.tally})
 
     async def close(self) -> None:
         """Let go of the policy, in the event loop that used it."""
@@ -179,9 +194,9 @@ class Worker:
         assert self.verifier is not None
         search = TraceSearch(self.asked, self.plan, policy, self.verifier)
         done = await search.run(trace, self.asked.make_environment(work.runs), self._budget(work), desk)
-        facts = facts_of(done.record, trace.outcome.reward, live_calls=done.live_calls, held=done.held)
+        facts = facts_of(done.record, trace.outcome.reward, held=done.held)
         unclosed = {"closing": {"count": 1, "first": done.unclosed}} if done.unclosed else {}
-        return _of(work, [(done.record, facts)], tally=self._tally(), unclosed=unclosed)
+        return _of(work, [(done.record, facts)], unclosed=unclosed)
 
     def _budget(self, work: Work) -> Callable[[], Budget]:
         if not work.share:
@@ -189,11 +204,11 @@ class Worker:
         return self.plan.made_of(Amounts(**{"seconds": self._whole.limits.seconds, **work.share}), self._whole)
 
     def _tally(self) -> dict[str, float]:
-        """What the policy counted since this was asked last."""
+        """What the policy counted since this was asked last, beside what the journal tells."""
         tally = getattr(self.policy, "tally", None)
         if not is_dataclass(tally) or isinstance(tally, type):
             return {}
-        counted = {name: amount for name, amount in asdict(tally).items() if isinstance(amount, int | float)}
+        counted = {name: amount for name, amount in asdict(tally).items() if isinstance(amount, int | float) and name not in NAMES}
         new = {name: amount - self._tallied.get(name, 0) for name, amount in counted.items()}
         self._tallied = counted
         return {name: amount for name, amount in new.items() if amount}
@@ -229,9 +244,7 @@ def siblings_in(work: Work, trace: Trace) -> tuple[Trace, ...]:
     return tuple(peer for peer in alike if peer.id != trace.id and peer.trajectory.steps)
 
 
-def _of(
-    work: Work, made: Sequence[tuple[SearchRecord, Facts]], *, tally: Mapping[str, float] = _NOTHING, unclosed: Mapping[str, Any] = _NOTHING
-) -> Worked:
+def _of(work: Work, made: Sequence[tuple[SearchRecord, Facts]], *, unclosed: Mapping[str, Any] = _NOTHING) -> Worked:
     facts = [one for _, one in made]
     failures = together(one.failures for one in facts)
     kind = next(iter(failures), "")
@@ -243,8 +256,6 @@ def _of(
         tuple(record for record, _ in made),
         held=all(one.held for one in facts),
         used=added(one.used for one in facts),
-        live_calls=sum(one.live_calls for one in facts),
-        tally=tally,
         improved=sum(one.improved for one in facts),
         solved=sum(one.solved for one in facts),
         notes=dict(added_up({note: 1} for one in facts for note in one.notes)),
@@ -253,8 +264,11 @@ def _of(
 
 
 _SAID = (
+    ("user", re.compile(r"went another way in the prompt \(prompt_drift\)|re-run, was interrupted: prompt drift at ")),
+    ("closed", re.compile(r"answered 401\b|wanted an account with credit left|answered 404\b.*; wanted model ")),
     ("rate_limit", re.compile(r"answered 429\b")),
-    ("server", re.compile(r"answered (408|409|5\d\d)\b|did not answer within|can't be reached")),
+    ("unreached", re.compile(r"can't be reached")),
+    ("server", re.compile(r"answered (408|409|5\d\d)\b|did not answer within|broke off the connection")),
     ("refused", re.compile(r"answered 4\d\d\b")),
 )
 

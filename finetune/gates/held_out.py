@@ -78,6 +78,8 @@ def _of_file(file: Path) -> Iterator[HeldOutText]:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"got {file}, which is no UTF-8 text ({error})", "a file of tasks or prompts") from None
+    except OSError as error:
+        raise UserError(f"got {file}, which can't be read: {error.strerror}", "a file of tasks or prompts") from None
     if file.suffix == ".json":
         value = _parsed(text, str(file))
         for index, item in enumerate(value if isinstance(value, list) else [value]):

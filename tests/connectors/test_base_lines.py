@@ -156,8 +156,9 @@ def test_a_damaged_array_gives_the_elements_that_are_whole(tmp_path):
     text = json.dumps(GOOD)
     good, rejected = read(tmp_path, text[: text.index('{"n": 3') + 5].encode())
     assert good == GOOD[:3]
-    assert any("not JSON" in row.reason for row in rejected)
-    assert any("closing bracket" in row.reason for row in rejected)
+    assert [("not JSON" in row.reason, "torn off" in row.reason) for row in rejected] == [(True, True)]
+    good, rejected = read(tmp_path, b'[{"n": 1}, {"n": NaN}')
+    assert ["torn off" in row.reason or "closing bracket" in row.reason for row in rejected] == [False, True]
     bad = text.replace('"n": 2', '"n": NaN').encode()
     good, rejected = read(tmp_path, bad)
     assert good == [*GOOD[:2], *GOOD[3:]]
@@ -166,6 +167,22 @@ def test_a_damaged_array_gives_the_elements_that_are_whole(tmp_path):
     good, rejected = read(tmp_path, bad)
     assert good == [*GOOD[:2], *GOOD[3:]]
     assert "0xff" in rejected[0].reason
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_array_that_is_cut_off_is_one_loss_for_each_file(tmp_path, indent):
+    whole = json.dumps([{"a": i, "text": "x" * 20, "parts": [{}, {}]} for i in range(3)], indent=indent)
+    last = whole.rindex('{"a"' if indent is None else '{\n  "a"')
+    for cut in range(last + 1, len(whole) - 2):
+        path = tmp_path / "cut.json"
+        path.write_text(whole[:cut])
+        found = list(entries(path))
+        rejected = [row for row in found if isinstance(row, Rejected)]
+        assert len(rejected) == 1, whole[last:cut]
+        assert len(found) == 3, "the two whole records are given out"
+        assert "at at" not in rejected[0].reason
+    path.write_text(whole[: last - 2])
+    assert ["closing bracket" in row.reason for row in entries(path) if isinstance(row, Rejected)] == [True]
 
 
 def test_offsets_in_a_document_count_bytes_not_characters(tmp_path):

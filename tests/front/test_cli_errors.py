@@ -108,6 +108,8 @@ def test_a_verifier_that_raises(cli, store):
         (["--policy", "parts:policy", "--search", "mtcs"], ["mtcs", "mcts"]),
         (["--policy", "parts:policy", "--option", "k=3"], ["'k'", "one of"]),
         (["--policy", "parts:policy", "--option", "n=many"], ["many", "int"]),
+        (["--policy", "parts:policy", "--option", "n=0"], ["n=0", "at least 1"]),
+        (["--policy", "openai:m", "--base-url", "http://127.0.0.1:9/v1", "--extra-body", '{"n": 7}'], ["extra_body", "option"]),
         (["--policy", "parts:policy", "--budget", "euros=5"], ["euros", "usd"]),
         (["--policy", "parts:policy", "--budget", "usd=lots"], ["usd=lots"]),
         (["--policy", "parts:policy", "--search", "best_of_n", "--fork", "early"], ["early"]),
@@ -222,3 +224,41 @@ def test_an_error_that_ends_with_a_question_has_no_full_stop_behind_it():
 
     assert str(UserError("got x. Did you mean y?", do="See z.")) == "got x. Did you mean y? See z."
     assert str(UserError("got x", "y", "See z.")) == "got x; wanted y. See z."
+
+
+INTERRUPTED = """
+import sys
+
+class Interrupted:
+    def find_spec(self, name, *_):
+        if name == "counterplay.cli":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupted())
+import runpy
+runpy.run_module("counterplay", run_name="__main__")
+"""
+
+
+def test_an_interrupt_while_it_is_still_being_imported_ends_it_in_a_word():
+    ran = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr, ran.stdout) == (130, "stopped\n", "")
+
+
+def test_a_server_that_hangs_is_waited_for_as_long_as_was_said(cli, store):
+    silent = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Silent)
+    threading.Thread(target=silent.serve_forever, daemon=True).start()
+    try:
+        at = f"http://127.0.0.1:{silent.server_port}/v1"
+        ran = cli(*SEARCH[:3], "--limit", 1, "--policy", "openai:m", "--base-url", at, "--timeout-s", 0.01, "--store", store, "--json")
+    finally:
+        silent.answer.set()
+        silent.shutdown()
+    assert "did not answer within 0.01 s" in ran.out + ran.err
+
+
+class Silent(Sick):
+    answer = threading.Event()
+
+    def do_POST(self):
+        self.answer.wait(60)

@@ -115,7 +115,7 @@ def test_less_than_a_line_is_divided_evenly(store):
     traces = [logged(f"t{i}") for i in range(3)]
     division = divide(store, traces, Plan(budget="model_calls=2"))
     assert limits_of(division, "model_calls") == {"t0-bbaaaa": 1, "t1-bbaaaa": 1}
-    assert division.skipped == {"t2-bbaaaa": "the budget was spent on the traces before it"}
+    assert division.skipped == {"t2-bbaaaa": "the budget of 2 model_calls lasts for 2 of 3 traces at 1 each"}
 
 
 def test_without_a_limit_everyone_is_searched_without_one(store):

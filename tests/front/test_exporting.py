@@ -2,17 +2,19 @@
 
 import inspect
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from counterplay import exporting
+from counterplay import export_units, exporting
 from counterplay.cli import app
 from counterplay.core.errors import UserError
 from counterplay.core.nouns import Call, Completeness
-from counterplay.core.store import Store
+from counterplay.core.store import NewUnit, Settled, Store
 from counterplay.export_units import Units
 from counterplay.finetune.write import read_dataset
 from tests.finetune.conftest import Kit
@@ -212,6 +214,42 @@ def test_units_come_one_by_one_and_in_order(turned):
         assert [unit.trees for unit in Units(store).read(trees=False)] == [[]] * 6
         assert list(Units(store, agent="nobody").read()) == []
         assert list(Units(store, algorithms=["nothing"]).read(logs=False)) == []
+
+
+def named(unit):
+    return [trace.id for trace in unit.traces], [tree.search for tree in unit.trees]
+
+
+def test_units_are_the_same_however_many_are_read_together(turned, monkeypatch):
+    with Store.open(turned / "one.duckdb", read_only=True) as store:
+        whole = list(Units(store).read())
+        monkeypatch.setattr(export_units, "_WINDOW", 3)
+        units = Units(store)
+        assert list(map(named, units.read())) == list(map(named, whole))
+        sources = list(units.sources())
+        assert [origin.id for origin in sources] == [trace.id for unit in whole for trace in unit.traces]
+        assert {(origin.agent, origin.models) for origin in sources} == {("refunder", ("gpt-tiny",))}
+        assert len({id(origin) for origin in units.origins.values()}) == 1, "what is alike is kept once"
+
+
+def test_units_of_jobs_are_what_their_units_are_about_and_came_to(turned, tmp_path):
+    place = Path(shutil.copy(turned / "one.duckdb", tmp_path))
+    with Store.open(place) as store:
+        for job, trace, came_to in (("first", 2, "search-2-0"), ("second", 4, ""), ("other", 5, "search-5-0")):
+            store.put_job(job, f"the {job}", "{}")
+            store.add_units(job, [NewUnit("u", (f"trace-{trace}-0", f"trace-{trace}-1"))])
+            store.claim(job, "me", 1)
+            store.settle(job, [Settled("u", result={"searches": [came_to]} if came_to else {})], "me")
+        store.put_search(replace(store.search("search-4-1"), id="left-out", algorithm="ablation"))
+        units = Units(store, jobs=("first", "second"))
+        assert list(map(named, units.read())) == [(["trace-2-0", "trace-2-1"], ["search-2-0"]), (["trace-4-0", "trace-4-1"], [])]
+        assert [len(unit.trees) for unit in Units(store, algorithms=["ablation"], jobs=("second",)).read()] == [1]
+        assert not Units(store, jobs=("second",)).searched
+        with pytest.raises(UserError, match="the job's units came to"):
+            exporting.export_dpo(store, tmp_path / "d", jobs=["second"])
+        report = exporting.export_sft(store, tmp_path / "d", near_duplicates=0.0, jobs=["first", "second"])
+        assert report.settings["jobs"] == ["the first", "the second"]
+        assert {trace[:7] for row in read_dataset(tmp_path / "d")[1] for trace in row["traces"]} == {"trace-2", "trace-4"}
 
 
 def test_rules_over_all_rows_hold_across_tasks(tmp_path):

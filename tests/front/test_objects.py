@@ -6,6 +6,7 @@ import json
 import logging
 import pickle
 import random
+import socket
 from collections import Counter
 
 import pytest
@@ -280,6 +281,37 @@ def test_no_credentials_and_no_network_are_named(bucket, store, monkeypatch):
         monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
         with pytest.raises(SourceError, match="no credentials in the environment"):
             loop.ingest([bucket.uri("in/", proxy) + "&anonymous=true"], store)
+
+
+def test_a_server_that_is_not_there_is_named_with_what_to_set_and_soon_given_up(store, monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        nobody = f"127.0.0.1:{taken.getsockname()[1]}"
+    asked = []
+    monkeypatch.setattr(objects.time, "sleep", asked.append)
+    with pytest.raises(SourceError) as told:
+        loop.ingest([f"s3://some-logs/in?endpoint=http://{nobody}"], store)
+    assert (nobody in told.value.got, "bucket some-logs" in told.value.got, "AWS_ENDPOINT_URL_S3" in told.value.do) == (True, True, True)
+    assert len(asked) == 1
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://me:{SECRET}@{nobody}")
+    with pytest.raises(SourceError) as told:
+        loop.ingest(["s3://some-logs/in"], store)
+    assert (nobody in told.value.got, SECRET in str(told.value)) == (True, False)
+
+
+def test_without_a_way_to_amazon_nobody_is_asked_for_a_region(store, monkeypatch):
+    from pyarrow import fs
+
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+    def no_way(address, timeout):
+        raise OSError(f"no way to {address} within {timeout}")
+
+    monkeypatch.setattr(socket, "create_connection", no_way)
+    monkeypatch.setattr(fs, "resolve_s3_region", lambda _: pytest.fail("asks again and again by itself"))
+    with pytest.raises(SourceError, match=r"no answer from Amazon S3 .*bucket some-logs.*AWS_ENDPOINT_URL_S3"):
+        loop.ingest(["s3://some-logs/in"], store)
 
 
 @pytest.mark.parametrize(

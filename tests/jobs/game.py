@@ -6,7 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+from counterplay.core.store import NewUnit
+from counterplay.jobs.driver import Driver
 from counterplay.jobs.loading import Loader
+from counterplay.jobs.progress import Progress
+from counterplay.jobs.retries import Retries
 from counterplay.parts import Asked
 from counterplay.plan import Plan
 from tests.front import moves
@@ -45,6 +49,30 @@ def works(store, asked, plan, traces=None):
         tasks = {task: tuple(row.id for row in rows if row.task == task) for task in sorted({row.task for row in rows})}
         units = [SimpleNamespace(id=task, traces=ids, share={}) for task, ids in tasks.items()]
     return Loader(store, "game", asked, plan).load(units)
+
+
+async def driven(store, crew, asked, plan, *, attempts=3):
+    """A job over every trace of the store, driven to its end by this crew; its units by id, and its progress."""
+    store.put_job("game", "game", "{}")
+    store.add_units("game", [NewUnit(row.id, (row.id,)) for row in store.traces()])
+    progress = Progress(store.path, "game", store.unit_counts("game"))
+    loader = Loader(store, "game", asked, plan)
+    assert await Driver(store, "game", loader, crew, progress, retries=Retries(attempts, 0.01)).run() == ""
+    return {unit.id: unit for unit in store.units("game")}, progress
+
+
+def paid(store):
+    """What was answered about all traces, by the journal: draws, and the tokens that went in."""
+    (whole,) = store.costs("")
+    return whole.paid.calls, whole.paid.input_tokens
+
+
+def told(units):
+    """The same by what came of the units."""
+    return tuple(
+        sum(amounts)
+        for amounts in zip(*((u.result.get("live_calls", 0), u.result.get("tally", {}).get("input_tokens", 0)) for u in units), strict=True)
+    )
 
 
 async def worked(crew, works):

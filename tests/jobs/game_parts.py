@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import threading
+import time
 from pathlib import Path
 
 from moves import Mover, sound
@@ -24,9 +26,14 @@ def said(file):
 
 
 class Noted(Mover):
-    """Kills its process at the third move of a task that is called so; takes as long for an answer as it is told to."""
+    """Kills its process at the third move of a task that is called poison, and lets it stand still at that of one that is called stuck.
+
+    Takes as long for an answer as it is told to.
+    """
 
     async def propose(self, state, n):
+        if "stuck" in state.prompt[-1].content_text and len(state) >= 2:
+            threading.Event().wait()
         if "poison" in state.prompt[-1].content_text and len(state) >= 2:
             os.kill(os.getpid(), signal.SIGKILL)
         await asyncio.sleep(float(os.environ.get("DELAY_S") or said("delay_s") or 0))
@@ -51,3 +58,17 @@ class Batched:
 
 
 batched = Batched()
+
+
+def slow(trajectory):
+    """As `sound`, and does not let go of the event loop for a third of a second."""
+    time.sleep(0.35)
+    return sound(trajectory)
+
+
+def stuck_once(trajectory):
+    """As `sound`; the first process that is asked about a third move stands still."""
+    if len(trajectory) >= 3 and not said("stuck"):
+        note("stuck", "here")
+        threading.Event().wait()
+    return sound(trajectory)

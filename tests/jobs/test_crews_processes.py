@@ -18,12 +18,12 @@ from counterplay.core.errors import UserError
 from counterplay.core.nouns import Message, Step, Trajectory
 from counterplay.jobs.crews import InProcess
 from counterplay.jobs.processes import Processes
-from counterplay.jobs.team import divided
+from counterplay.jobs.team import Silence, divided
 from counterplay.jobs.work import WorkerLostError
 from counterplay.parts import Asked
 from counterplay.plan import Pace, Plan
 from tests.front.moves import answer, logged
-from tests.jobs.game import MCTS, asked, draws, modules, runs, trees, worked, works
+from tests.jobs.game import MCTS, asked, draws, driven, modules, paid, runs, told, trees, worked, works
 from tests.replay.loopback import Loopback
 
 
@@ -141,6 +141,55 @@ async def test_a_unit_that_kills_its_worker_takes_no_other_with_it(notes, store)
     await crew.close()
     assert len(found.pop("poison")) == 5
     assert all(len(attempts) <= 1 for attempts in found.values()), "its companions fell once, and were not with it again"
+
+
+async def test_those_beside_a_unit_that_kills_its_worker_or_lets_it_stand_still_are_not_charged_for_it(notes, store):
+    store.ingest([logged("poison", name="poison"), logged("stuck", name="stuck")])
+    crew = Processes(store, asked(), MCTS, workers=1, silent_s=1.5)
+    units, progress = await driven(store, crew, asked(), MCTS, attempts=1)
+    lost = {name: units.pop(name) for name in ("poison", "stuck")}
+    assert {(unit.state, unit.error_class) for unit in lost.values()} == {("parked", "lost")}
+    assert "ended by signal 9" in lost["poison"].reason
+    assert "did not answer for 1.5 s" in lost["stuck"].reason
+    assert {unit.state for unit in units.values()} == {"done"}
+    assert paid(store) == told([*units.values(), *lost.values()])
+    assert progress.live_calls == paid(store)[0]
+
+
+async def test_what_workers_that_were_killed_had_paid_for_is_counted(notes, store, monkeypatch):
+    monkeypatch.setenv("DELAY_S", "0.02")
+    crew, killed = Processes(store, asked(), MCTS, workers=2), []
+
+    async def killer():
+        for many in (20, 60):
+            await until(lambda: len(draws(notes)) >= many)  # noqa: B023
+            killed.append(crew.pids[0])
+            os.kill(killed[-1], signal.SIGKILL)
+            await until(lambda: killed[-1] not in crew.pids)
+
+    (units, progress), _ = await asyncio.gather(driven(store, crew, asked(), MCTS), killer())
+    assert {unit.state for unit in units.values()} == {"done"}
+    assert max(unit.attempts for unit in units.values()) > 1
+    assert paid(store) == told(units.values())
+    assert progress.live_calls == paid(store)[0]
+
+
+async def test_answers_are_signs_of_life_where_the_event_loop_does_not_turn(notes, store):
+    parts, plan = asked(verifiers=("game_parts:slow",)), Plan("best_of_n", {"n": 4}, fork="start")
+    made = await worked(Processes(store, parts, plan, workers=1, silent_s=1.0), works(store, parts, plan, ["t0-bbaaaa"]))
+    assert {one.state for one in made.values()} == {"done"}
+
+
+async def test_silence_is_not_counted_while_nobody_listened():
+    silence = Silence(0.4)
+    waiting = asyncio.create_task(silence.too_long())
+    await asyncio.sleep(0)
+    time.sleep(1.0)  # noqa: ASYNC251  the driver itself stands still
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    silence.broken()
+    await waiting
 
 
 async def test_another_worker_knows_what_a_failed_attempt_was_answered(notes, store):

@@ -89,6 +89,20 @@ async def test_every_unit_is_worked_on_once_and_settled_with_its_tree(store):
     assert store.units("j", limit=1)[0].result["searches"] == ["search-u0"]
 
 
+@pytest.mark.parametrize(("error_class", "asked"), [("unreached", 3), ("closed", 1)])
+async def test_a_server_that_is_there_for_nobody_stops_the_job_and_costs_no_unit(store, error_class, asked):
+    units(store)
+    away = Crew({f"u{i}": [error_class] for i in range(10)}, size=1)
+    ended, _ = await drive(store, away)
+    assert ended == f"{error_class} 17"
+    assert max(Counter(away.given).values()) == asked
+    assert store.unit_counts("j")["pending"] == 10
+    assert store.units("j", limit=1)[0].reason == f"{error_class} 17"
+    ended, _ = await drive(store, Crew({"u0": [error_class, "done"] if error_class == "unreached" else ["done"]}))
+    assert ended == ""
+    assert store.unit_counts("j")["done"] == 10
+
+
 async def test_what_goes_wrong_is_tried_again_by_its_class(store):
     script = {
         "u0": ["server", "rate_limit", "done"],
@@ -112,6 +126,15 @@ async def test_what_goes_wrong_is_tried_again_by_its_class(store):
     assert found["u3"] == ("parked", "server")
     assert found["u5"] == ("parked", "lost")
     assert found["u6"][0] == "skipped"
+
+
+async def test_a_try_beside_others_that_may_have_cost_the_worker_is_none(store):
+    units(store, 3)
+    beside = WorkerLostError("killed", alone=False)
+    crew = Crew({"u0": [beside, beside, "done"], "u1": [beside, WorkerLostError("killed")]})
+    await drive(store, crew, retries=Retries(1, 60.0))
+    found = {unit.id: (unit.state, unit.error_class) for unit in store.units("j")}
+    assert found == {"u0": ("done", ""), "u1": ("parked", "lost"), "u2": ("done", "")}
 
 
 async def test_parked_units_have_all_their_tries_when_they_are_given_another_start(store):

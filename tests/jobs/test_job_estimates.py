@@ -1,6 +1,7 @@
 """What --dry-run says of the example is what the run then uses, within 20 %; with a probe it knows the time as well."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,10 @@ from counterplay.core.errors import StoreError
 from counterplay.core.nouns import Message, Outcome, Source, Step, ToolCall, Trace, Trajectory
 from counterplay.jobs import dry, running
 from counterplay.jobs.habits import Habits
+from counterplay.jobs.rehearsal import stand_in
+from counterplay.jobs.sections import Search
+from counterplay.search.branching import tool_error
+from tests.front.moves import logged
 from tests.jobs.batch import loaded, make, write_logs
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +47,9 @@ def test_the_estimate_of_the_example_is_what_it_uses(example):
 def small(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    return loaded(make(tmp_path, tasks=4))
+    monkeypatch.delitem(sys.modules, "moves", raising=False)
+    yield loaded(make(tmp_path, tasks=4))
+    sys.modules.pop("moves", None)
 
 
 def test_what_was_worked_on_corrects_what_is_left_and_tells_the_time(small):
@@ -106,6 +113,20 @@ def habits_words(word):
 
     steps = run_of("x", [word]).trajectory.steps
     return moves_of(steps)[0].words, answers_of(steps)[0]
+
+
+def test_a_rehearsal_begins_at_calls_that_failed_as_the_search_will(small, tmp_path):
+    """The calls of `x` fail, so `tool_error` is found, and what is foreseen is less than from the start."""
+    trace = logged("t", "bxbabb")
+    assert [fork.step for fork in tool_error(stand_in(trace).trajectory)] == [fork.step for fork in tool_error(trace.trajectory)] == [1]
+    (tmp_path / "logs.jsonl").unlink()
+    write_logs(tmp_path, 4, played=("aaabxb", "bababx", "bbbbxb"))
+    unbound = loaded(tmp_path / "job.toml", budget={"total": ""})
+    at_errors, at_start = (
+        unbound.model_copy(update={"search": Search.model_validate({"algorithm": "best_of_n", "options": {"n": 4}, "fork": fork})})
+        for fork in ("tool_error", "start")
+    )
+    assert dry.estimated(at_errors).of("tool_calls").amount < 0.7 * dry.estimated(at_start).of("tool_calls").amount
 
 
 def test_a_store_that_somebody_works_on_is_not_read(small):

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from counterplay import Store
 from tests.jobs import killing
 from tests.jobs.batch import digests
 from tests.jobs.killing import Server, finish, kill_after, make, used
@@ -42,6 +43,17 @@ def test_killed_at_random_moments_the_datasets_are_the_same_bytes(undisturbed, t
     charged, shares, states = used(tmp_path / "s.duckdb")
     assert charged["model_calls"] <= shares["model_calls"] <= killing.total(tmp_path)["model_calls"]
     assert set(states) == {"done"}
+    paid, costs, models = accounts(tmp_path)
+    assert paid == costs.paid.calls == models["calls"]
+    assert models["input_tokens"] == costs.paid.input_tokens == 10 * paid
+    assert paid <= sum(server.asked.values()), "what had no answer when its process was killed is nobody's"
+
+
+def accounts(folder):
+    """What the journal knows to be paid for; what the ledger and the report say of it."""
+    with Store.open(folder / "s.duckdb", read_only=True) as store:
+        (whole,), (costs,) = store.costs(""), store.costs("job")
+    return whole.paid.calls, costs, json.loads((folder / "out" / "report.json").read_text())["models"]["openai:scripted"]
 
 
 def test_interrupted_it_says_how_to_go_on(undisturbed, tmp_path):
@@ -53,18 +65,22 @@ def test_interrupted_it_says_how_to_go_on(undisturbed, tmp_path):
             process = killing.command(tmp_path)
         finally:
             signal.signal(signal.SIGINT, before)
-        while sum(server.asked.values()) < 3 and process.poll() is None:
+        while sum(server.asked.values()) < 15 and process.poll() is None:
             time.sleep(0.01)
         status = json.loads((tmp_path / "s.duckdb.status.json").read_text())
         os.kill(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=60)
         assert process.returncode == 130
         assert "run the same command to go on" in err
+        told = json.loads((tmp_path / "out" / "report.json").read_text())["live_calls"]
         assert "Traceback" not in err
         assert (status["pid"], status["doing"]) == (process.pid, "working")
         server.delay_s = 0.0
         code, out, err = finish(tmp_path, "--json")
+        told += json.loads(out)["live_calls"]
     assert code == 0, err
+    paid, costs, models = accounts(tmp_path)
+    assert told == paid == costs.paid.calls == models["calls"], "by both commands together"
     assert not (tmp_path / "s.duckdb.status.json").exists()
     assert json.loads(out)["states"] == {"done": 10}
     assert digests(tmp_path / "out") == undisturbed[0]

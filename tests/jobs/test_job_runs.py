@@ -1,13 +1,16 @@
 """A job from its file to its datasets and its report; run again it repeats nothing, and takes up what is new."""
 
 import json
+import os
+import signal
 import sys
+import time
 
 import pytest
 
 from counterplay import Store
-from counterplay.core.errors import UserError
-from counterplay.jobs import running
+from counterplay.core.errors import CounterplayError, UserError
+from counterplay.jobs import dry, running, sections
 from counterplay.jobs.planning import planned
 from tests.jobs.batch import digests, loaded, make, report_of, write_logs
 
@@ -85,6 +88,27 @@ def test_a_changed_file_is_another_job_and_says_so(folder):
     assert "what decides its results has changed" in said[0]
     assert second.job != first.job
     assert second.live_calls < second.used["model_calls"], "the verifier's and the world's answers, and equal draws, are kept"
+
+
+def test_datasets_hold_what_the_job_selected_of_all_its_nights_and_nothing_else(folder):
+    """Beside it: a run of another task that succeeded, and what another job found for the same traces."""
+    file = make(folder, tasks=2)
+    both = loaded(file, select={"tasks": ("t0", "t2"), "which": "all"})
+    both = both.model_copy(update={"export": (*both.export[1:], sections.Export.model_validate({"kind": "sft", "rows": "per-call"}))})
+    first, _ = run(both)
+
+    def tasks(kind):
+        return {json.loads(line)["task"] for line in (folder / "out" / kind / "jsonl" / "train.jsonl").read_text().splitlines()}
+
+    alone = digests("out")
+    assert tasks("sft") == tasks("dpo") == {"t0"}
+    run(loaded(file, search={"options": {"n": 6}}, output={"folder": folder / "other"}))
+    run(both)
+    assert digests("out") == alone
+    write_logs(folder, 3)
+    again, _ = run(both)
+    assert again.job == f"{first.job}.2"
+    assert tasks("sft") == tasks("dpo") == {"t0", "t2"}
 
 
 def test_units_that_the_budget_is_not_for_are_skipped_with_a_reason(folder):
@@ -206,11 +230,59 @@ def test_a_job_that_was_cut_short_while_it_made_datasets_is_still_under_way(fold
         ('"moves:policy"', '"moves:polcy"'),
         ('"moves:policy"', '"transformers:modl"'),
         ('"moves:policy"', '"batch:folder:model"'),
+        ('"moves:policy"', '"batch:folder:model"\nbase_urls = ["http://a/v1", "http://b/v1"]'),
+        ('"logs.jsonl"', '"logs.jsnl"'),
     ],
 )
 def test_a_slip_of_the_pen_makes_no_job(folder, was, slip):
     file = make(folder, tasks=2)
     file.write_text(file.read_text().replace(was, slip))
-    with pytest.raises(UserError):
+    for attempt in (run, dry.estimated):
+        with pytest.raises(UserError):
+            attempt(loaded(file))
+    assert not (folder / "s.duckdb").exists()
+
+
+@pytest.mark.parametrize("source", ["none.jsonl", "empty", "empty.jsonl", "words", "bad.jsonl"])
+def test_a_job_without_logs_leaves_nothing_behind(folder, source):
+    file = make(folder, tasks=1)
+    for name in ("empty", "words"):
+        (folder / name).mkdir()
+    (folder / "words" / "notes.txt").write_text("hello")
+    (folder / "empty.jsonl").touch()
+    (folder / "bad.jsonl").write_text('{"x": 1}\n')
+    before = sorted(folder.rglob("*"))
+    file.write_text(file.read_text().replace('"logs.jsonl"', f'"{source}"').replace('"s.duckdb"', '"deep/down/s.duckdb"'))
+    with pytest.raises(CounterplayError):
         run(loaded(file))
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_store_that_was_there_stays_whatever_the_sources_are(folder):
+    file = make(folder, tasks=1)
+    Store.open(folder / "s.duckdb").close()
+    (folder / "logs.jsonl").write_text("")
+    with pytest.raises(CounterplayError):
+        run(loaded(file))
+    assert (folder / "s.duckdb").exists()
+
+
+def test_a_source_that_has_gone_stops_no_job_that_is_under_way(folder):
+    job = loaded(make(folder, tasks=1))
+    run(job, only=2)
+    (folder / "logs.jsonl").unlink()
+    assert run(job)[0].states == {"done": 5}
+
+
+def test_an_interrupt_while_logs_are_read_is_one_whatever_the_store_makes_of_it(folder, monkeypatch):
+    def interrupted(*_):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        except KeyboardInterrupt:
+            raise RuntimeError("Query interrupted") from None
+
+    monkeypatch.setattr(running, "take_in", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(loaded(make(folder, tasks=1)))
     assert not (folder / "s.duckdb").exists()

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from counterplay.core.errors import StoreError, UserError
+from counterplay.core.errors import CounterplayError, UserError
 from counterplay.jobs import running
 from counterplay.jobs.progress import Progress, read_status, status_file
 from counterplay.parts import Asked
@@ -35,7 +35,7 @@ def test_an_output_folder_that_is_a_file_is_said(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(file.parent)
     monkeypatch.delitem(sys.modules, "moves", raising=False)  # another test's
     job = batch.loaded(file, output={"folder": file.parent / "logs.jsonl"})
-    with pytest.raises(StoreError, match=r"logs\.jsonl can't be made"):
+    with pytest.raises(CounterplayError, match=r"logs\.jsonl is no folder"):
         running.run(job)
 
 

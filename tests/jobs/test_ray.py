@@ -2,20 +2,26 @@
 
 import asyncio
 import os
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from counterplay import Store
 from counterplay.core.errors import UserError
+from counterplay.jobs import running
 from counterplay.jobs.crews import InProcess
 from counterplay.jobs.work import WorkerLostError
 from counterplay.parts import Asked
 from counterplay.plan import Plan
 from tests.front.moves import answer, logged
-from tests.jobs.game import MCTS, asked, draws, modules, runs, trees, worked, works
+from tests.jobs.batch import digests, loaded, make
+from tests.jobs.game import MCTS, asked, draws, driven, modules, paid, runs, trees, worked, works
+from tests.jobs.game import told as told_of
+from tests.jobs.killing import Server
 from tests.replay.loopback import Loopback
 
 ray = pytest.importorskip("ray", reason="needs the extra counterplay[ray]")
@@ -119,6 +125,63 @@ async def test_a_node_that_is_gone_costs_time_alone(notes, cluster, store):
     assert sum(lost.values()) >= 1
     repeated = Counter(draw for draw, _ in draws(notes)) - needed
     assert sum(repeated.values()) <= 2 * sum(lost.values()), "only what was in flight, a wave of 2 a unit, may be asked again"
+
+
+async def test_those_beside_a_unit_that_kills_its_actor_or_lets_it_stand_still_are_not_charged_for_it(notes, cluster, store):
+    store.ingest([logged("poison", name="poison"), logged("stuck", name="stuck")])
+    crew = RayCrew(store, asked(), MCTS, address=cluster.address, workers=1, silent_s=3.0)
+    units, progress = await driven(store, crew, asked(), MCTS, attempts=1)
+    lost = {name: units.pop(name) for name in ("poison", "stuck")}
+    assert {(unit.state, unit.error_class) for unit in lost.values()} == {("parked", "lost")}
+    assert "a worker is gone" in lost["poison"].reason
+    assert "did not answer for 3 s" in lost["stuck"].reason
+    assert {unit.state for unit in units.values()} == {"done"}
+    assert paid(store) == told_of([*units.values(), *lost.values()])
+    assert progress.live_calls == paid(store)[0]
+
+
+async def test_an_actor_with_a_part_that_stands_still_is_replaced(notes, cluster, store):
+    parts = asked(verifiers=("game_parts:stuck_once",))
+    made = await on_ray(cluster, store, parts, MCTS, workers=1, actors={"verifier": 1}, silent_s=3.0)
+    assert {one.state for one in made.values()} == {"done"}
+    assert (notes / "stuck").exists()
+
+
+def job(folder, server, **engine):
+    file = make(folder, policy="openai:scripted", servers=f'base_urls = ["{server.base_url}"]\nextra_body = {{ seeded = true }}', tasks=1)
+    return loaded(file, engine=engine)
+
+
+def test_a_job_has_the_same_bytes_whoever_works_and_whoever_is_gone(notes, cluster, tmp_path):
+    on_two = {"kind": "ray", "address": cluster.address, "processes": 2}
+    engines = {"here": {}, "processes": {"processes": 2}, "ray": on_two, "ray, a node gone": on_two}
+    made, reports, asked_for = {}, {}, {}
+    for name, engine in engines.items():
+        with Server(0.02 if "gone" in name else 0.0) as server:
+            remover = Thread(target=remove_node, args=(cluster, server)) if "gone" in name else None
+            if remover is not None:
+                remover.start()
+            reports[name] = running.run(job(tmp_path / name, server, **engine))
+            if remover is not None:
+                remover.join()
+            made[name], asked_for[name] = digests(tmp_path / name / "out"), sum(server.asked.values())
+    cluster.add_node(**NODE)
+    assert len(made["here"]) > 4
+    assert all(found == made["here"] for found in made.values())
+    calls = {name: report.live_calls for name, report in reports.items()}
+    assert {name: report.models["openai:scripted"]["calls"] for name, report in reports.items()} == calls
+    assert set(calls.values()) == {asked_for["here"]}, "and each answer is counted once"
+    assert asked_for["ray"] == asked_for["processes"] == asked_for["here"] <= asked_for["ray, a node gone"]
+    with Store.open(tmp_path / "ray, a node gone" / "s.duckdb", read_only=True) as store:
+        assert max(unit.attempts for unit in store.units(reports["ray, a node gone"].job)) > 1
+
+
+def remove_node(cluster, server):
+    """Remove a node once the job on it has come far enough."""
+    while sum(server.asked.values()) < 20:
+        time.sleep(0.01)
+    (node,) = cluster.worker_nodes
+    cluster.remove_node(node, allow_graceful=False)
 
 
 async def test_recordings_and_stitched_tasks_come_to_the_same(notes, cluster, store):

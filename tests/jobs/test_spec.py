@@ -27,7 +27,24 @@ WRONG = {
     r"\[export\] 2 kind: got 'sftt', wanted 'sft', 'dpo'": {"export": [{"kind": "sft"}, {"kind": "sftt"}]},
     r"\[export\] 1: tau: got 'x', wanted a valid number": {"export": [{"kind": "sft", "tau": "x"}]},
     r"got two exports into the folder 'sft'": {"export": [{"kind": "sft"}, {"kind": "sft"}]},
-    r"\[select\] since: got yesterday; wanted an ISO date": {"select": {"since": "yesterday"}},
+    r"\[select\] since: got yesterday; wanted an ISO date .*, or an age such as 7d": {"select": {"since": "yesterday"}},
+    r"\[select\] agents: got 3, wanted a list, in brackets": {"select": {"agents": 3}},
+    r"\[source\]: got one table, wanted tables in double brackets: \[\[source\]\]": {"source": {"path": "logs"}},
+    r"got one table, or a value, for verifier; wanted tables in double brackets": {"verifier": {"spec": "outcome"}},
+    r"\[policy\] price: got 1.0, wanted a list, in brackets": {"policy": {"spec": "openai:m", "price": 1.0}},
+    r"\[output\] folder: got 3, wanted a path, as text": {"output": {"folder": 3}},
+    r"\[output\] folder: got s3://x/y, wanted a path on this machine.* --out s3://x/y": {"output": {"folder": "s3://x/y"}},
+    r"\[job\] store: got gs://x/y, wanted a path on this machine": {"job": {"name": "x", "store": "gs://x/y"}},
+    r"got \[search\] fork foo for repair": {"search": {"algorithm": "repair", "fork": "foo"}},
+    r"policy whose price is not known; wanted a price. Give \[policy\] price": {"budget": {"total": {"usd": 2}}},
+    r"got option n=0; wanted at least 1": {"search": {"algorithm": "repair", "options": {"n": 0}}},
+    r"got option pivots=-1; wanted at least 0": {"search": {"algorithm": "fork_best_of_n", "options": {"pivots": [-1]}}},
+    r"got option temperature=-1; wanted a finite number of at least 0": {
+        "search": {"algorithm": "rebase", "options": {"temperature": -1.0}}
+    },
+    r'got \[search\] options.n = "4", a text; wanted a number: n = 4': {"search": {"algorithm": "best_of_n", "options": {"n": "4"}}},
+    r'options.num_pivots = "2", a text; wanted a number': {"search": {"options": {"num_pivots": "2"}}},
+    r"\[pace\] timeout_s: got 0, wanted greater than 0": {"pace": {"timeout_s": 0}},
     r"\[select\] sample: got 2, wanted less than or equal to 1": {"select": {"sample": 2}},
     r"got a limit in usd for a policy whose price is not known": {"budget": {"total": {"usd": 3}}},
     r"\[budget\] total: got 'euro', wanted amounts of": {"budget": {"total": {"euro": 3}}},
@@ -101,7 +118,7 @@ def test_a_job_is_what_decides_its_results():
     job = Job.read(BASE)
     same = [
         {"engine": {"at_once": 3, "processes": 2, "attempts": 9}},
-        {"pace": {"in_flight": 3}},
+        {"pace": {"in_flight": 3, "timeout_s": 9}},
         {"output": {"folder": "elsewhere"}},
         {"export": [{"kind": "sft"}]},
         {"policy": {"spec": "openai:m", "base_urls": ["http://a/v1"], "api_key": "${KEY}"}},
@@ -141,6 +158,35 @@ def test_options_of_a_search_may_be_of_any_plain_type():
     assert plan.options == {"n": 2, "pivots": [1, 3], "localisation": "tool_error"}
     with pytest.raises(UserError, match="wanted a number, a text, true or false"):
         Job.read({**BASE, "search": {"algorithm": "repair", "options": {"n": {"a": 1}}}})
+
+
+def test_one_text_needs_no_brackets():
+    tables = {
+        "select": {"agents": "support", "tags": "night"},
+        "source": [{"path": "logs", "redact": "pii"}],
+        "policy": {"spec": "openai:m", "base_urls": "http://a/v1"},
+        "verifiers": "outcome",
+        "export": [{"kind": "sft", "formats": "jsonl", "split_by": "task", "look_for": "pii", "algorithms": "repair"}],
+    }
+    job = Job.read({**BASE, **tables})
+    assert (job.select.agents, job.select.tags, job.source[0].redact) == (("support",), ("night",), ("pii",))
+    assert (job.asked().base_url, job.verifiers) == ("http://a/v1", ("outcome",))
+    export = checking.typed("sft", job.export[0].options)
+    assert export == {"formats": ["jsonl"], "split_by": ["task"], "look_for": ["pii"], "algorithms": ["repair"]}
+
+
+def test_dates_and_times_of_toml_are_those_of_iso():
+    given = tomllib.loads("since = 2026-01-01\nuntil = 2026-02-01T08:00:00Z")
+    job = Job.read({**BASE, "select": given})
+    assert (job.select.since, job.select.until) == ("2026-01-01", "2026-02-01T08:00:00+00:00")
+    assert job.identity == Job.read({**BASE, "select": {"since": "2026-01-01", "until": "2026-02-01T08:00:00+00:00"}}).identity
+    assert Job.model_validate_json(job.to_json()) == job
+
+
+def test_how_long_a_server_may_take_is_said_to_the_policy():
+    job = Job.read({**BASE, "policy": {"spec": "openai:m", "base_urls": "http://a/v1"}, "pace": {"timeout_s": 7.5}})
+    assert job.asked().make_policy().timeout_s == 7.5
+    assert Job.read({**BASE, "policy": {"spec": "openai:m", "base_urls": "http://a/v1"}}).asked().make_policy().timeout_s == 120
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,17 @@ import pytest
 
 from counterplay import Store
 from counterplay.core.errors import StoreError, UserError
-from counterplay.core.nouns import Completeness, Source, Trace, Trajectory
+from counterplay.core.nouns import Completeness, Message, Source, Trace, Trajectory
 from counterplay.dividing import Shares
 from counterplay.jobs.crews import InProcess
-from counterplay.jobs.work import ERRORS, Work, Worker, needs_peers
+from counterplay.jobs.work import ERRORS, Work, Worker, _told, needs_peers
 from counterplay.parts import Asked
 from counterplay.plan import Plan
+from counterplay.replay.agents.plan import Seen
 from counterplay.searching import _job, search
-from tests.front.moves import Mover, World, logged, sound
+from tests.front.moves import Mover, World, answer, logged, sound
 from tests.jobs.game import MCTS, runs, unclocked, worked, works
+from tests.replay.loopback import Loopback
 
 PARTS = SimpleNamespace(policy=None, World=World, sound=sound)
 
@@ -163,6 +165,43 @@ async def test_a_defect_of_our_own_is_the_unit_s_and_a_store_that_fails_is_every
     PARTS.policy = Mover(0.6)
     with pytest.raises(StoreError, match="the disk is full"):
         await worked(InProcess(store, asked, MCTS), works(store, asked, MCTS)[:1])
+
+
+class Elsewhere(World):
+    """The world of another task."""
+
+    def __init__(self, task):
+        super().__init__(task)
+        self.prompt = (Message.user("go elsewhere"),)
+
+
+async def test_a_prompt_that_is_not_the_logged_one_is_not_worth_another_try(asked, store, monkeypatch):
+    monkeypatch.setattr(PARTS, "Elsewhere", Elsewhere, raising=False)
+    asked = replace(asked, environment="front_parts:Elsewhere")
+    for plan in (replace(MCTS, fork="1"), Plan("fork_best_of_n", {"n": 2})):
+        made = await worked(InProcess(store, asked, plan), works(store, asked, plan)[:2])
+        assert {(one.state, one.error_class) for one in made.values()} == {("failed", "user")}
+        assert all("prompt_drift" in one.reason for one in made.values())
+    agent = f"the agent, re-run, was interrupted: {Seen('prompt_drift', 'agent', 0, 1)}; wanted what the state says"
+    assert _told("environment", agent) == "user"
+    assert _told("environment", agent.replace("prompt", "result")) == "environment"
+
+
+async def test_what_a_proposal_that_failed_had_paid_for_is_counted(asked, store):
+    refused = []
+
+    def one_fails(request):
+        if len(request["messages"]) == 1 and not refused and request["seed"] % 2:
+            refused.append(request)
+            return 400, {"error": "no"}
+        return answer(request)
+
+    with Loopback(default=one_fails) as server:
+        parts, plan = replace(asked, policy="openai:m", base_url=server.base_url), Plan("best_of_n", {"n": 6}, fork="start")
+        made = await worked(InProcess(store, parts, plan), works(store, parts, plan))
+        assert refused
+        assert sum(one.live_calls for one in made.values()) == server.served["calls"] == store.costs("")[0].paid.calls
+        assert sum(one.tally["input_tokens"] for one in made.values()) == server.served["prompt_tokens"]
 
 
 async def test_a_hurt_tree_is_given_out_and_made_again_by_the_next_attempt(asked, store):

@@ -1,6 +1,8 @@
 """A server that fails a quarter of the time changes nothing in the result, and the tally knows what was paid."""
 
+import contextlib
 import json
+import socket
 
 import pytest
 
@@ -115,6 +117,52 @@ async def test_a_connection_that_breaks_in_the_middle_is_lost_and_not_counted_as
         async with OpenAIPolicy("m", base_url=server.base_url) as policy:
             assert await policy.propose(STATE, 1)
     assert (policy.tally.calls, policy.tally.lost, policy.tally.retries, server.counts["answered"]) == (1, 2, 2, 3)
+
+
+async def failed(base_url, **options):
+    """The error of a policy at an address, and its tally."""
+    async with OpenAIPolicy("m", base_url=base_url, **options) as policy:
+        with pytest.raises((PolicyError, UserError)) as told:
+            await policy.propose(STATE, 1)
+    return told.value, policy.tally
+
+
+async def test_what_found_no_connection_was_not_sent_and_is_not_lost():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        error, tally = await failed(f"http://127.0.0.1:{taken.getsockname()[1]}/v1", retries=1)
+    assert "can't be reached" in str(error)
+    assert (tally.lost, tally.retries, tally.failures) == (0, 1, 1)
+
+
+async def test_a_server_that_takes_no_connection_was_not_sent_anything():
+    with socket.socket() as full, contextlib.ExitStack() as callers:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(4):
+            caller = callers.enter_context(socket.socket())
+            caller.setblocking(False)
+            caller.connect_ex(full.getsockname())
+        error, tally = await failed(f"http://127.0.0.1:{full.getsockname()[1]}/v1", retries=0, timeout_s=0.6)
+    assert isinstance(error, PolicyError)
+    assert (tally.lost, tally.failures) == (0, 1)
+
+
+async def test_a_server_that_takes_a_request_and_says_nothing_may_have_computed():
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(8)
+        error, tally = await failed(f"http://127.0.0.1:{silent.getsockname()[1]}/v1", retries=0, timeout_s=0.6)
+    assert "did not answer" in str(error)
+    assert (tally.lost, tally.failures) == (1, 1)
+
+
+async def test_a_request_that_can_be_none_is_made_once_and_its_key_is_not_told():
+    with Loopback() as server:
+        error, tally = await failed(server.base_url, api_key="sekrit\nkey")
+    assert isinstance(error, UserError)
+    assert "sekrit" not in str(error)
+    assert (tally.lost, tally.retries, tally.failures, server.bodies) == (0, 0, 1, [])
 
 
 async def test_a_body_that_cannot_be_unpacked_is_asked_for_again():

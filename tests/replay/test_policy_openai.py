@@ -250,11 +250,18 @@ async def test_a_server_that_fails_or_talks_nonsense_is_named(answer, kind, word
 
 async def test_a_server_that_is_slow_or_absent_is_named():
     with Loopback(0.5, completion("a")) as server:
-        with pytest.raises(PolicyError, match=r"did not answer within 0\.1 s"):
+        can_be_set = r"\[pace\] timeout_s in a job, --timeout-s, timeout_s in Python"
+        with pytest.raises(PolicyError, match=rf"did not answer within 0\.1 s.*{can_be_set}"):
             await policy_at(server, timeout_s=0.1, retries=0).propose(STATE, 1)
         address = server.base_url
     with pytest.raises(PolicyError, match=f"{address} can't be reached"):
         await policy_at(server, base_url=address, retries=0).propose(STATE, 1)
+
+
+@pytest.mark.parametrize("field", ["n", "messages", "model", "tools", "stream", "seed", "max_tokens", "temperature", "logprobs"])
+def test_a_field_that_the_policy_sends_is_not_taken_from_elsewhere(field):
+    with pytest.raises(UserError, match=f"got '{field}' in extra_body; wanted fields that the policy does not send itself"):
+        OpenAIPolicy("m", base_url="http://a/v1", extra_body={"top_k": 1, field: 7})
 
 
 async def test_the_estimate_is_the_same_whatever_the_server_has_shown():

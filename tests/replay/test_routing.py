@@ -62,6 +62,15 @@ def test_several_addresses_are_one_text_or_a_sequence():
     assert addresses(None) == addresses("") == ()
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:9101/v1", "localhost/v1", "ftp://a/v1", "http://a/v1 b/v1", "http://"])
+def test_an_address_without_http_is_refused_before_anything_is_asked(address):
+    with pytest.raises(UserError, match=r"wanted an address with http:// or https://"):
+        OpenAIPolicy("m", base_url=address)
+    with pytest.raises(UserError) as told:
+        addresses("me:sekrit@host/v1")
+    assert "sekrit" not in str(told.value)
+
+
 def test_the_fingerprint_does_not_know_who_answers():
     assert fingerprint_of(policy_at("http://a/v1", "http://b/v1")) == fingerprint_of(policy_at("http://c/v1"))
 

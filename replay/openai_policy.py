@@ -304,6 +304,10 @@ class OpenAIPolicy:
             return self._refusal(server, error.status, error.got)
         if isinstance(error, CounterplayError):
             return error
+        return self._unanswered(server, error)
+
+    def _unanswered(self, server: str, error: Exception | None) -> CounterplayError:
+        """There is no answer at all."""
         if isinstance(error, TimeoutError):
             got = f"{server} did not answer within {self.timeout_s:g} s, {self.retries + 1} times"
             do = "Allow for more ([pace] timeout_s in a job, --timeout-s, timeout_s in Python), or have fewer requests in flight."

@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from counterplay.core.nouns import Usage
+
+MEANINGS: Mapping[str, str] = {
+    "calls": "requests that were answered; one may bring several draws",
+    "retries": "requests that were made again",
+    "failures": "requests that stayed unanswered after all tries",
+    "short": "answers with fewer draws than asked for",
+    "unmetered": "answers that did not say what they used",
+    "input_tokens": "tokens read for answered requests, by the servers' account",
+    "output_tokens": "tokens written for answered requests, by the servers' account",
+    "cached_tokens": "those of the tokens read that a prompt cache had",
+    "cost_usd": "US dollars of answered requests",
+    "unusable": "answers that could not be read, and were paid for all the same",
+    "wasted_tokens": "tokens of answers that could not be read",
+    "lost": "requests that were sent and had no answer; they may be billed",
+}
+"""What each field of a `Tally` counts, for a person."""
 
 
 @dataclass(slots=True)

@@ -36,7 +36,9 @@ def show_costs(
         raise UserError(f"got --by {by}", f"one of {', '.join(get_args(By))}", meant(by, get_args(By)))
     with loop.opened(store, read_only=True) as opened:
         lines, whole = opened.costs(cast("By", by), limit=limit), opened.costs("")
-    result = {"by": by, "lines": [_plain(line) for line in lines], "all": _plain(whole[0]) if whole else None}
+    result: dict[str, Any] = {"by": by, "lines": [_plain(line) for line in lines], "all": _plain(whole[0]) if whole else None}
+    if by == "job":
+        result["note"] = _OF_JOBS
     console.emit(result, as_json=as_json, human=_shown(by, lines, whole) if lines else f"no model call in {store}")
 
 

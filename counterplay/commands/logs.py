@@ -41,33 +41,42 @@ def ingest(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Take logged traces into the store. Doing it twice changes nothing; what can't be read is quarantined by name."""
+    """Take logged traces into the store. Doing it twice changes nothing; what can't be read is quarantined by name.
+
+    Ends with 0 where anything was read, though some of it could not be: how much is said, and in --json it is rejected_added. 1 where
+    nothing was.
+    """
     from counterplay import incremental, loop, pulling, reading
+    from counterplay.core.store import IngestReport
+    from counterplay.jobs.taken import taken
 
     _, named = incremental.trees_of(paths, files=False)
     servers, files = pulling.told_apart(named)
     loop.check_paths([file for file in files if not loop.is_postgres(file)])
     rules = reading.rules_for(redact, redact_rules, off=no_redact)
     with loop.opened(store) as opened, console.ticking("ingesting", quiet=as_json) as tick:
-        report = loop.ingest(
-            paths,
-            opened,
-            format=format,
-            effects=effects,
-            redact=rules,
-            processes=processes,
-            again=again,
-            together=together,
-            on_item=tick.advance,
-            on_note=tick.note,
-        )
-    console.emit(report, as_json=as_json)
-    if report.rejected_added and not as_json:
-        console.err.print(
-            f"{report.rejected_added} inputs could not be read and are in quarantine: counterplay stats --store {store}",
-            markup=False,
-            soft_wrap=True,
-        )
+        report = IngestReport()
+
+        def take() -> IngestReport:
+            nonlocal report
+            report = loop.ingest(
+                paths,
+                opened,
+                format=format,
+                effects=effects,
+                redact=rules,
+                processes=processes,
+                again=again,
+                together=together,
+                on_item=tick.advance,
+                on_note=tick.note,
+            )
+            return report
+
+        read = taken(opened, take)
+    console.emit({**console.plain(report), "unreadable": list(read.first)} if as_json else report, as_json=as_json)
+    if read.unreadable and not as_json:
+        console.err.print(f"{read.said()}. In quarantine: counterplay stats --store {store}", markup=False, soft_wrap=True)
     if not (report.traces_added or report.traces_known or report.traces_updated or report.files_unchanged or servers):
         raise typer.Exit(1)
 

@@ -55,6 +55,7 @@ def test_binary_and_unknown_files(cli, store, folder):
     says(cli("ingest", "notes.json", "--store", store), 2, "notes.json", "chatlog")
     says(cli("ingest", "nowhere.jsonl", "--store", store), 2, "nowhere.jsonl", "does not exist")
     says(cli("ingest", "logs.jsonl", "--format", "chatlgo", "--store", store), 2, "chatlgo", "one of")
+    says(cli("ingest", ".", "--effects", "none.toml", "--store", store), 2, "none.toml", "can't be read", "TOML")
     kept(cli, store)
 
 
@@ -245,20 +246,33 @@ def test_an_interrupt_while_it_is_still_being_imported_ends_it_in_a_word():
     assert (ran.returncode, ran.stderr, ran.stdout) == (130, "stopped\n", "")
 
 
-def test_a_server_that_hangs_is_waited_for_as_long_as_was_said(cli, store):
-    silent = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Silent)
-    threading.Thread(target=silent.serve_forever, daemon=True).start()
-    try:
-        at = f"http://127.0.0.1:{silent.server_port}/v1"
-        ran = cli(*SEARCH[:3], "--limit", 1, "--policy", "openai:m", "--base-url", at, "--timeout-s", 0.01, "--store", store, "--json")
-    finally:
-        silent.answer.set()
-        silent.shutdown()
-    assert "did not answer within 0.01 s" in ran.out + ran.err
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("search",),
+        ("localise", "--method", "bisect"),
+        ("evaluate", "--environment", "parts:world", "--tasks", "t.txt"),
+        ("evaluate", "--environment", "parts:world", "--tasks", "t.txt", "--scaling", "4"),
+    ],
+    ids=["search", "localise", "evaluate", "scaling"],
+)
+def test_how_long_a_server_may_take_is_said_to_the_policy(store, folder, monkeypatch, command):
+    from typer.testing import CliRunner
 
+    from counterplay.cli import app
+    from counterplay.core.errors import UserError
+    from counterplay.replay import policies
 
-class Silent(Sick):
-    answer = threading.Event()
+    told = []
 
-    def do_POST(self):
-        self.answer.wait(60)
+    def made(*_, timeout_s=None, **__):
+        told.append(timeout_s)
+        raise UserError("seen")
+
+    monkeypatch.setattr(policies, "policy_from_spec", made)
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    (folder / "t.txt").write_text("train-0001\n")
+    where = () if command[0] == "evaluate" else ("--store", str(store), "--limit", "1")
+    ran = CliRunner().invoke(app, [*command, "--policy", "openai:m", "--timeout-s", "7.5", *where])
+    assert (told, ran.exit_code) == ([7.5], 2), ran.output

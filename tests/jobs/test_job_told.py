@@ -12,6 +12,7 @@ from counterplay.cli import app
 from counterplay.core.errors import UserError
 from counterplay.jobs import dry, running
 from counterplay.jobs.reserving import Reserves, bound_of
+from counterplay.jobs.stops import Stopped
 from counterplay.parts import Asked
 from tests.front.moves import logged
 from tests.jobs.batch import answer, loaded, make, report_of, write_logs
@@ -124,6 +125,14 @@ def test_units_that_used_up_their_calls_are_told_without_a_word_on_tokens(folder
     assert told["said"].endswith("To let them go on: raise [budget] per_trace.")
 
 
+@pytest.mark.parametrize(("used", "lower"), [(0.011, False), (0.001, True)])
+def test_a_lower_bound_is_advised_where_shares_are_left(served, used, lower):
+    job = served("total = { usd = 0.12 }")
+    stopped = Stopped()
+    stopped.add("t", 0.012, used, asked=True)
+    assert ("max_tokens" in stopped.told("usd", 1, job, [logged("t", "bab")]).said) == lower
+
+
 def test_what_is_reserved_is_what_the_policy_says():
     asked, trace = Asked("openai:m", price=(1.0, 2.0), max_tokens=30), logged("t", "babbab")
     bound = bound_of(asked)
@@ -160,7 +169,7 @@ def test_logs_that_could_not_be_read_are_named(folder):
     assert ran.exit_code == 0, "as `counterplay ingest`, where something could be read"
     found = report_of(folder)
     count = found["read"]["rejected_added"]
-    assert f"5 files read, 6 traces new, {count} inputs unreadable" in flat(ran.stdout)
+    assert f"5 files read, 6 traces added, {count} inputs unreadable" in flat(ran.stdout)
     said = flat(ran.stderr)
     assert f"{count} inputs could not be read: " in said
     assert all(word in said for word in ("cut0.json", "cut1.json", "cut2.json", "and 1 more file", "counterplay sql"))
@@ -232,6 +241,7 @@ def test_filters_that_leave_nothing_together_are_counted_down(folder):
     with Store.open(job.job.store) as store:
         running.take_in(store, job, lambda _: None)
         store.ingest([logged("other", "bb" * 4, agent="other")])
+        assert [store.nearest("agent", word, 1) for word in ("movr", "OTHR")] == [["mover"], ["other"]]
     with pytest.raises(
         UserError, match=r"of 13 traces which = failed leaves 11, then agents = mover leaves 10, then steps_above = 6 leaves 0"
     ):

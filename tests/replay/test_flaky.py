@@ -1,6 +1,7 @@
 """A server that fails a quarter of the time changes nothing in the result, and the tally knows what was paid."""
 
 import contextlib
+import dataclasses
 import json
 import socket
 
@@ -11,6 +12,7 @@ from counterplay.core.errors import PolicyError, UserError
 from counterplay.core.nouns import Message, Trajectory
 from counterplay.replay import openai_sending
 from counterplay.replay.openai_policy import OpenAIPolicy
+from counterplay.replay.openai_tally import MEANINGS, Tally
 from tests.front import moves
 from tests.replay.loopback import Loopback, completion
 from tests.replay.model_servers import Flaky, ModelServer, Reply
@@ -117,6 +119,10 @@ async def test_a_connection_that_breaks_in_the_middle_is_lost_and_not_counted_as
         async with OpenAIPolicy("m", base_url=server.base_url) as policy:
             assert await policy.propose(STATE, 1)
     assert (policy.tally.calls, policy.tally.lost, policy.tally.retries, server.counts["answered"]) == (1, 2, 2, 3)
+
+
+def test_every_figure_of_the_tally_has_its_meaning():
+    assert set(MEANINGS) == {field.name for field in dataclasses.fields(Tally)}
 
 
 async def failed(base_url, **options):

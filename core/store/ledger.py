@@ -94,6 +94,9 @@ _JOB_KINDS = (
     nullif((result->>'$.tally.cost_usd')::DOUBLE, 0) AS usd, {_OF_TALLY} FROM {_UNITS}""",  # noqa: S608
     f"""SELECT u.job, 'charged', {_number("used.model_calls")}, NULL, NULL, NULL, nullif((result->>'$.used.usd')::DOUBLE, 0),
     {", ".join("0" for _ in _TALLIED)} FROM {_UNITS} u""",  # noqa: S608
+    f"""SELECT job, 'charged', 0, {", ".join(f"sum((config->>'$.usage.{name}')::BIGINT)" for name in _COUNTED[1:4])}, NULL,
+    {", ".join("0" for _ in _TALLIED)} FROM (SELECT job, unnest(from_json(result->'$.searches', '["VARCHAR"]')) AS search FROM {_UNITS}) u
+    JOIN (SELECT id, sound_json(config)::JSON AS config FROM search) s ON s.id = u.search GROUP BY job""",  # noqa: S608
     f"""SELECT u.job, 'logged', count(*), sum(k.input_tokens), sum(k.output_tokens), sum(k.cached_tokens), sum(k.cost_usd),
     {", ".join("0" for _ in _TALLIED)} FROM (SELECT DISTINCT job, unnest(traces) AS trace FROM unit) u
     JOIN trace c ON c.current AND c.id = u.trace JOIN call k ON k.trace_number = c.number GROUP BY u.job""",  # noqa: S608
@@ -117,8 +120,8 @@ class Costs:
 
     `logged` are the agent's own calls, `paid` calls that policies answered, `charged` what search trees took by their own account; None
     for days, which trees don't tell. For a job, `paid` is by the tally of its units' policy, which `wasted` is of too: requests that were
-    repeated, answers that could not be read and their tokens, requests that were lost; `budget` is its total, as its file has it. A job
-    says what its units were charged in calls and dollars, not in tokens.
+    repeated, answers that could not be read and their tokens, requests that were lost; `budget` is its total, as its file has it. The
+    tokens that a job was charged are those of the trees that its units came to, and `logged` are the calls of its units' traces alone.
     """
 
     key: str | None

@@ -1,9 +1,9 @@
 """Taking traces in. A batch is one transaction: all of it is in, or none of it.
 
-A trace that is held already adds nothing. One with a known id and other content becomes a new revision; the earlier ones are
-kept. The last revision taken in is the current one, unless it says less than the one that was current, which then stays: only its
-beginning (an older snapshot of the same run, its last message perhaps half written), or the same without what its calls cost or
-used (the log of another tool).
+A trace that is held already adds nothing, wherever it was read: of several places it has the first by name. One with a known id and
+other content becomes a new revision; the earlier ones are kept. The last revision taken in is the current one, unless it says less
+than the one that was current, which then stays: only its beginning (an older snapshot of the same run, its last message perhaps half
+written), or the same without what its calls cost or used (the log of another tool).
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ def write_drafts(connection: DuckDBPyConnection, drafts: list[TraceDraft], first
     """Write traces of distinct ids inside the caller's transaction. Trace `first` was the first of the run that this batch is of."""
     held = _held(connection, [draft.trace.id for draft in drafts])
     counts, fresh, current = _told_apart(connection, drafts, held, first)
+    _move(connection, drafts, held)
     if not fresh:
         return counts
     superseded = [before.number for name in current for before in held[name].values() if before.current]
@@ -114,7 +115,7 @@ def _told_apart(
     fresh, current = [], set[str]()
     for draft in drafts:
         known, outcome = held[draft.trace.id], _told(draft.trace.outcome.succeeded)
-        same = known.get(draft.digest)
+        same = _same(draft, known)
         if same is not None:
             counts["traces_known"] += 1
             counts[outcome] += same.current and same.number < first
@@ -145,11 +146,13 @@ def _identity(item: Rejected) -> tuple[Any, ...]:
 
 
 class Revision(NamedTuple):
-    """What is held of a trace. `succeeded` is `Outcome.succeeded`."""
+    """What is held of a trace, and where it was read. `succeeded` is `Outcome.succeeded`."""
 
     number: int
     current: bool
     succeeded: bool | None
+    uri: str
+    line: int | None
 
 
 def _held(connection: DuckDBPyConnection, ids: list[str]) -> dict[str, dict[str, Revision]]:
@@ -157,11 +160,34 @@ def _held(connection: DuckDBPyConnection, ids: list[str]) -> dict[str, dict[str,
     held: dict[str, dict[str, Revision]] = {name: {} for name in ids}
     if ids:
         with Incoming(connection, {"id": ids}) as incoming:
-            query = f"""SELECT id, {hex_key("digest")} AS digest, number, current, {SUCCEEDED} AS succeeded
+            query = f"""SELECT id, {hex_key("digest")} AS digest, number, current, {SUCCEEDED} AS succeeded, uri, line
                 FROM trace t SEMI JOIN {incoming} USING (id)"""  # noqa: S608  names of our own
             for row in records(connection, query):
-                held[row["id"]][row["digest"]] = Revision(row["number"], row["current"], row["succeeded"])
+                name, digest = row.pop("id"), row.pop("digest")
+                held[name][digest] = Revision(**row)
     return held
+
+
+def _same(draft: TraceDraft, known: Mapping[str, Revision]) -> Revision | None:
+    """The revision that says the same, be it of another place: a file that was moved or renamed holds nothing new."""
+    at_once = known.get(draft.digest)
+    if at_once is not None:
+        return at_once
+    return next((held for digest, held in known.items() if draft.digest_at(held.uri, held.line) == digest), None)
+
+
+def _move(connection: DuckDBPyConnection, drafts: list[TraceDraft], held: Mapping[str, Mapping[str, Revision]]) -> None:
+    """Let what was read at several places be of the first of them by name, in whatever order they were read."""
+    moved: list[dict[str, Any]] = []
+    for draft in drafts:
+        known, source = held[draft.trace.id], draft.trace.source
+        same = None if draft.digest in known else _same(draft, known)
+        if same is not None and (source.uri, source.line or 0) < (same.uri, same.line or 0):
+            moved.append({"number": same.number, "uri": source.uri, "line": source.line, "digest": draft.digest})
+    if moved:
+        with Incoming(connection, {name: [row[name] for row in moved] for name in moved[0]}) as incoming:
+            query = f"UPDATE trace SET uri = i.uri, line = i.line, digest = i.digest::UUID FROM {incoming} i WHERE trace.number = i.number"  # noqa: S608
+            connection.execute(query)
 
 
 def _told(succeeded: bool | None) -> str:

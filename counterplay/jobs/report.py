@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,7 @@ from counterplay.jobs.stops import Stop
 from counterplay.jobs.stops import shown as amount_of
 from counterplay.jobs.taken import Taken, listing, read_of
 from counterplay.jobs.totals import Totals, limits_of
+from counterplay.replay.openai_tally import MEANINGS
 
 if TYPE_CHECKING:
     from counterplay.core.nouns import Trace
@@ -26,6 +28,11 @@ if TYPE_CHECKING:
     from counterplay.jobs.spec import Job
 
 _SHOWN = 30
+_CHARGED = {
+    "model_calls": "draws that searches were charged, those that the journal answered among them",
+    "tokens": "tokens of those draws, read and written",
+    "usd": "US dollars of those draws",
+}
 _MOSTLY = 0.5
 
 
@@ -38,7 +45,8 @@ class Report:
     `solved` count units that are done, with Wilson's 95 % interval of their share. `settled_before` units had settled before this command
     began, `live_calls` model calls it really made; `seconds` is this command's time. `read` is what was taken in first,
     `unreadable` the first of what could not be, and `unreadable_in` how to see all of that. `stopped` are the kinds of the budget that
-    stopped units at their share (`stops.Stop`), `unspent` says what was left of a budget that some units had no share of.
+    stopped units at their share (`stops.Stop`), `unspent` says what was left of a budget that some units had no share of. `again` is the
+    command that gives failed and parked units another start; empty where there is none.
     """
 
     job: str
@@ -64,6 +72,7 @@ class Report:
     unspent: str = ""
     unreadable: Sequence[Mapping[str, Any]] = ()
     unreadable_in: str = ""
+    again: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -116,6 +125,7 @@ def reported(
         _unspent(totals, limits),
         list(read.first),
         listing(job) if read.unreadable else "",
+        _again(job, job_id, totals.states),
     )
 
 
@@ -144,6 +154,11 @@ def _unspent(totals: Totals, limits: Mapping[str, float]) -> str:
     told = " and ".join(f"{amount_of(kind, amount)} of {amount_of(kind, limits[kind])}" for kind, amount in used.items())
     do = "A budget is divided before anything is asked: a lower [budget] per_trace gives more units a share"
     return f"{out:,} units had no share of the budget, of which {told} were used. {do}."
+
+
+def _again(job: Job, job_id: str, states: Mapping[str, int]) -> str:
+    store = shlex.quote(str(job.job.store))
+    return f"counterplay jobs retry {job_id} --store {store}" if states.get("failed") or states.get("parked") else ""
 
 
 def _reasons(totals: Totals) -> list[dict[str, Any]]:
@@ -182,11 +197,18 @@ def markdown(report: Report) -> str:
         budget = report.budget
         rows = [(kind, f"{amount:,.6g}", f"{budget[kind]:,.6g}" if kind in budget else "no limit") for kind, amount in report.used.items()]
         lines += ["## Used", "", *_table(("", "charged", "of"), rows)]
-        rows = [(model, kind, f"{amount:,.6g}") for model, amounts in report.models.items() for kind, amount in amounts.items()]
-        lines += _table(("model", "", "amount"), rows)
+        meanings = {**MEANINGS, **_CHARGED}
+        asked = [
+            (model, kind, f"{amount:,.6g}", meanings.get(kind, ""))
+            for model, amounts in report.models.items()
+            for kind, amount in amounts.items()
+        ]
+        lines += _table(("model", "", "amount", "which are"), asked)
     if report.reasons:
         found = [(r["state"], r["error_class"], r["count"], _cell(r["reason"]), " ".join(r["units"])) for r in report.reasons[:_SHOWN]]
         lines += ["## Why", "", *_table(("state", "class", "count", "reason, the first", "such as"), found)]
+    if report.again:
+        lines += ["Failed and parked units are left as they are. Another start:", "", f"    {report.again}", ""]
     lines += _sources(report)
     if report.notes:
         lines += ["## Notes", "", *_table(("note", "count"), [(_cell(note), count) for note, count in report.notes.items()])]

@@ -36,6 +36,8 @@ def report(found: Report) -> list[Any]:
     if found.reasons:
         rows = [(why["state"], why["error_class"], why["count"], why["reason"][:200]) for why in found.reasons[:_REASONS]]
         parts.append(console.table("why", ["state", "class", "count", "reason"], rows))
+    if found.again:
+        parts.append(f"for another start of failed and parked units: {found.again}")
     if found.datasets:
         sets = [
             (made["kind"], made["folder"], made["problem"] or ", ".join(f"{n:,} {s}" for s, n in made["rows"].items()))

@@ -63,6 +63,8 @@ def test_two_jobs_over_the_same_logs_pay_once_for_the_same_question(folder):
     assert all(line.charged is None for line in days.values())
     assert [jobs[one.job].paid.calls for one in (first, second)] == [first.live_calls, second.live_calls]
     assert [jobs[one.job].charged.calls for one in (first, second)] == [one.used["model_calls"] for one in (first, second)]
+    assert [jobs[one.job].charged.input_tokens for one in (first, second)] == [10 * one.used["model_calls"] for one in (first, second)]
+    assert [jobs[one.job].charged.output_tokens for one in (first, second)] == [5 * one.used["model_calls"] for one in (first, second)]
     assert jobs[second.job].reused_calls == whole.reused_calls
     assert sum(jobs[one.job].paid.input_tokens for one in (first, second)) == 10 * served
     assert jobs[first.job].budget == "model_calls=400"

@@ -59,6 +59,9 @@ def test_what_failed_is_seen_and_retried(cli, tmp_path):
     ran = cli("run", "job.toml")
     assert ran.exit_code == 3
     assert "made no world" in ran.stdout
+    page, told = (tmp_path / "out" / "report.md").read_text(), json.loads((tmp_path / "out" / "report.json").read_text())
+    assert told["again"] == f"counterplay jobs retry {told['job']} --store s.duckdb"
+    assert told["again"] in page
     assert "parked" not in cli("jobs", "units", "moves", "--state", "failed", "--store", "s.duckdb").stdout
     wrong = cli("jobs", "units", "moves", "--state", "faild", "--store", "s.duckdb")
     assert (wrong.exit_code, "Did you mean failed?" in wrong.stderr) == (2, True)

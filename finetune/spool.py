@@ -8,6 +8,7 @@ import struct
 from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -16,6 +17,7 @@ from weakref import finalize
 
 import zstandard
 
+from counterplay.core.errors import UserError
 from counterplay.finetune.rows import Drop
 
 PAGE_BYTES = 1 << 20
@@ -24,6 +26,16 @@ NAMED = 1000
 
 _OPENED = 6
 _LENGTH = struct.Struct("<Q")
+
+
+@contextmanager
+def room_in(folder: Path) -> Iterator[None]:
+    """Raises UserError where what is written in the block does not fit, or may not be written there."""
+    try:
+        yield
+    except OSError as error:
+        got = f"nothing more can be set aside in {folder}: {error.strerror or error}"
+        raise UserError(got, "a folder that may be written to, with room", "What was there before is as it was.") from error
 
 
 class Spool:
@@ -63,13 +75,14 @@ class Spool:
         return bytes(memoryview(page)[at + _LENGTH.size : at + _LENGTH.size + length])
 
     def _turn(self) -> None:
-        if self._file is None:
-            self._file = TemporaryFile(dir=self._folder)  # noqa: SIM115  closed with the spool
-            finalize(self, self._file.close)
-        packed = self._compress.compress(bytes(self._filling))
-        self._places.append(self._file.seek(0, 2))
-        self._sizes.append(len(packed))
-        self._file.write(packed)
+        with room_in(self._folder):
+            if self._file is None:
+                self._file = TemporaryFile(dir=self._folder)  # noqa: SIM115  closed with the spool
+                finalize(self, self._file.close)
+            packed = self._compress.compress(bytes(self._filling))
+            self._places.append(self._file.seek(0, 2))
+            self._sizes.append(len(packed))
+            self._file.write(packed)
         self._filling = bytearray()
 
     def _read(self, page: int) -> bytes | bytearray:

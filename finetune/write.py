@@ -72,40 +72,39 @@ def write_dataset(
     target = Path(folder)
     check_writing(target, tokenizer=tokenizer, max_length=max_length, split=split, formats=formats)
     maker = RecordMaker(tokenizer=tokenizer, max_length=max_length)
-    with _on_disk(target):
-        incoming = Incoming(beside(target), maker, gates, ties if len(split) > 1 else None)
-        for harvest in _harvests(rows):
-            incoming.take(harvest)
-        kept = incoming.kept()
-        dropped = _added(incoming.stages)
-        if incoming.row_type is None or not kept:
-            left_out = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common(5)) or "nothing; none came in"
-            raise UserError(f"no row is left to write to {target}", "at least one", f"Left out: {left_out}.")
-        chosen = assign(incoming.rows(kept), split, seed, by=by, ties=incoming.ties(kept))
-        parts = {name: _arranged(incoming, array("Q", (n for n, at in zip(kept, chosen, strict=True) if at == name))) for name in split}
-        writing = Writing(incoming, parts, kept, incoming.row_type.kind, tuple(formats), GROUP_CHARS)
-        with _replacing(target) as fresh:
-            writing.run(fresh)
-            report = _report(
-                target,
-                writing,
-                dropped,
-                sources=sources({trace for row in incoming.rows(kept) for trace in row.traces}, traces),
-                by=tuple(by),
-                gates=account(dropped, gates, max_length=max_length),
-                settings={name: value for name, value in (settings or {}).items() if value is not None},
-                max_length=max_length,
-                split=split,
-                seed=seed,
-                licence=licence,
-                formats=tuple(formats),
-                replaced=(target / MANIFEST).is_file(),
-            )
-            if not report.all_named:
-                write_dropped(fresh / DROPPED, incoming.stages)
-            escaped = {"encoding": "utf-8", "errors": "backslashreplace"}  # names of what was left out may hold lone surrogates
-            (fresh / "README.md").write_text(card(report), **escaped)
-            (fresh / MANIFEST).write_text(json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n", **escaped)
+    incoming = Incoming(beside(target), maker, gates, ties if len(split) > 1 else None)
+    for harvest in _harvests(rows):
+        incoming.take(harvest)
+    kept = incoming.kept()
+    dropped = _added(incoming.stages)
+    if incoming.row_type is None or not kept:
+        left_out = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common(5)) or "nothing; none came in"
+        raise UserError(f"no row is left to write to {target}", "at least one", f"Left out: {left_out}.")
+    chosen = assign(incoming.rows(kept), split, seed, by=by, ties=incoming.ties(kept))
+    parts = {name: _arranged(incoming, array("Q", (n for n, at in zip(kept, chosen, strict=True) if at == name))) for name in split}
+    writing = Writing(incoming, parts, kept, incoming.row_type.kind, tuple(formats), GROUP_CHARS)
+    with _on_disk(target), _replacing(target) as fresh:
+        writing.run(fresh)
+        report = _report(
+            target,
+            writing,
+            dropped,
+            sources=sources({trace for row in incoming.rows(kept) for trace in row.traces}, traces),
+            by=tuple(by),
+            gates=account(dropped, gates, max_length=max_length),
+            settings={name: value for name, value in (settings or {}).items() if value is not None},
+            max_length=max_length,
+            split=split,
+            seed=seed,
+            licence=licence,
+            formats=tuple(formats),
+            replaced=(target / MANIFEST).is_file(),
+        )
+        if not report.all_named:
+            write_dropped(fresh / DROPPED, incoming.stages)
+        escaped = {"encoding": "utf-8", "errors": "backslashreplace"}  # names of what was left out may hold lone surrogates
+        (fresh / "README.md").write_text(card(report), **escaped)
+        (fresh / MANIFEST).write_text(json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n", **escaped)
     return report
 
 

@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING
 from weakref import finalize
 
 from counterplay.finetune.gates.words import mixed
+from counterplay.finetune.spool import room_in
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,10 +116,11 @@ class Bands:
         self._numbers.append(number)
         self._filling.frombytes(self._signer.of(hashes).tobytes())
         if len(self._filling) == _AT_ONCE * self._width:
-            if self._file is None:
-                self._file = TemporaryFile(dir=self._folder)  # noqa: SIM115  closed with the bands
-                finalize(self, self._file.close)
-            self._filling.tofile(self._file)
+            with room_in(self._folder):
+                if self._file is None:
+                    self._file = TemporaryFile(dir=self._folder)  # noqa: SIM115  closed with the bands
+                    finalize(self, self._file.close)
+                self._filling.tofile(self._file)
             self._filling = array("Q")
 
     def shared(self, numbers: Sequence[int]) -> dict[int, list[int]]:

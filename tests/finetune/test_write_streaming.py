@@ -3,6 +3,8 @@
 import gc
 import json
 import os
+import random
+import resource
 import subprocess
 import sys
 import weakref
@@ -209,6 +211,22 @@ def test_nothing_is_left_behind_whatever_happens(tmp_path):
 
     with pytest.raises(OSError, match="no more logs"):
         write_dataset(broken(), tmp_path / "d")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_nothing_more_can_be_set_aside_is_told(tmp_path):
+    messages = tuple(Message.user(random.Random(n).randbytes(50_000).hex()) for n in range(60))
+    rows = (
+        Harvest((SFTRow((message, Message.assistant("yes")), (False, True), lineage=Lineage(str(n))),))
+        for n, message in enumerate(messages)
+    )
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"nothing more can be set aside in .*File too large"):
+            write_dataset(rows, tmp_path / "d", split=ALL)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
 
 

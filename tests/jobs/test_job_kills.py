@@ -9,9 +9,10 @@ import time
 import pytest
 
 from counterplay import Store
-from tests.jobs import killing
+from tests.jobs import batch, killing
 from tests.jobs.batch import digests
 from tests.jobs.killing import Server, finish, kill_after, make, used
+from tests.replay.loopback import Loopback, completion
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +85,29 @@ def test_interrupted_it_says_how_to_go_on(undisturbed, tmp_path):
     assert not (tmp_path / "s.duckdb.status.json").exists()
     assert json.loads(out)["states"] == {"done": 10}
     assert digests(tmp_path / "out") == undisturbed[0]
+
+
+def together(request):
+    """A server that honours `n`: as many moves as are asked for."""
+    said = [batch.answer({**request, "seed": request["seed"] + at})["choices"][0]["message"] for at in range(request.get("n", 1))]
+    body = completion(*(message["content"] for message in said))
+    for choice, message in zip(body["choices"], said, strict=True):
+        choice["message"]["tool_calls"] = message["tool_calls"]
+    return body
+
+
+def test_where_tokens_bind_the_pace_changes_nothing(tmp_path):
+    """A search ends where the next proposal does not fit into its share, whatever this process has been answered before."""
+    found = []
+    with Loopback(default=together) as server:
+        for at_once in (1, 16):
+            servers = f'base_urls = ["{server.base_url}"]'
+            file = batch.make(tmp_path / str(at_once), policy="openai:scripted", servers=servers, calls="4000, tokens = 90000", tasks=2)
+            file.write_text(file.read_text().replace("at_once = 4", f"at_once = {at_once}"))
+            code, _, err = finish(file.parent)
+            assert code == 0, err
+            found.append((digests(file.parent / "out"), used(file.parent / "s.duckdb")))
+    assert found[0] == found[1]
+    assert any(request.get("n", 1) > 1 for request in server.requests)
+    report = json.loads((tmp_path / "1" / "out" / "report.json").read_text())
+    assert [stop["kind"] for stop in report["stopped"]] == ["tokens"], "or the budget binds nothing"

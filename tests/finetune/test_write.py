@@ -1,7 +1,6 @@
 """Datasets on disk: loaded by `datasets`, rendered as they were sent, split without leaks, everything left out named."""
 
 import json
-import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from counterplay.finetune.rows import DPORow, Harvest, Lineage, SFTRow
 from counterplay.finetune.splits import assign
 from counterplay.finetune.trajectories import logged_rows, sft_rows
 from counterplay.finetune.write import read_dataset, write_dataset
+from tests.finetune.disks import files_of_at_most
 
 ALL = {"train": 1.0}
 
@@ -330,12 +330,7 @@ def test_a_disk_that_takes_no_more_is_told_and_leaves_what_was_there(kit, tmp_pa
     rows = [SFTRow(kit.trajectory(name).messages, (False, False, True), (), 1.0, Lineage(name)) for name in "ab"]
     write_dataset(rows[:1], tmp_path / "d", split=ALL)
     before = {file: file.read_bytes() for file in (tmp_path / "d").rglob("*") if file.is_file()}
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-    try:
-        with pytest.raises(UserError, match=r"can't be written to .*File too large"):
-            write_dataset(rows, tmp_path / "d", split=ALL)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with files_of_at_most(100), pytest.raises(UserError, match=r"can't be written to .*File too large"):
+        write_dataset(rows, tmp_path / "d", split=ALL)
     assert {file: file.read_bytes() for file in (tmp_path / "d").rglob("*") if file.is_file()} == before
     assert [each.name for each in tmp_path.iterdir()] == ["d"]

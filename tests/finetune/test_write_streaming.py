@@ -4,7 +4,6 @@ import gc
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import weakref
@@ -28,6 +27,7 @@ from counterplay.finetune.rows import DPORow, Drop, Harvest, Lineage, SFTRow
 from counterplay.finetune.splits import distinct
 from counterplay.finetune.spool import NAMED, Dropped, Objects, Spool
 from counterplay.finetune.write import read_dataset, write_dataset
+from tests.finetune.disks import files_of_at_most
 
 ALL = {"train": 1.0}
 HALVES = {"train": 0.5, "test": 0.5}
@@ -220,13 +220,8 @@ def test_where_nothing_more_can_be_set_aside_is_told(tmp_path):
         Harvest((SFTRow((message, Message.assistant("yes")), (False, True), lineage=Lineage(str(n))),))
         for n, message in enumerate(messages)
     )
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
-        with pytest.raises(UserError, match=r"nothing more can be set aside in .*File too large"):
-            write_dataset(rows, tmp_path / "d", split=ALL)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with files_of_at_most(1000), pytest.raises(UserError, match=r"nothing more can be set aside in .*File too large"):
+        write_dataset(rows, tmp_path / "d", split=ALL)
     assert list(tmp_path.iterdir()) == []
 
 

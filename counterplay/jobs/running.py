@@ -28,6 +28,7 @@ from counterplay.jobs.stopping import Interrupts
 from counterplay.jobs.taken import Taken, taken
 from counterplay.jobs.unmatched import nothing_selected
 from counterplay.jobs.waiting import Waiting, servers_of
+from counterplay.jobs.wording import of_job
 
 if TYPE_CHECKING:
     from counterplay.core.store import IngestReport, JobRow, Store
@@ -178,7 +179,8 @@ def take_in(store: Store, job: Job, say: Callable[[str], None]) -> IngestReport 
     for source in job.source:
         rules = reading.rules_for(source.redact, source.redact_rules, off=source.no_redact)
         how: dict[str, Any] = {"format": source.format, "effects": source.effects, "redact": rules, "together": source.together}
-        taken.append(loop.ingest([source.path], store, **how, on_note=say))
+        with of_job(f"[[source]] {source.path}"):
+            taken.append(loop.ingest([source.path], store, **how, on_note=say))
     return together(taken) if taken else None
 
 
